@@ -1,0 +1,59 @@
+"""EVCap and SmallCap for the Hugging Face libraries: image captioning with a memory that anyone can edit."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import registration
+
+
+__version__ = "0.1.0"
+
+# Name -> module. Imported when first used, so that `import hf_evcap` stays cheap.
+_PUBLIC = {
+    "EVCapConfig": "configuration_evcap",
+    "EVCapForConditionalGeneration": "modeling_evcap",
+    "EVCapPipeline": "pipeline_evcap",
+    "EVCapProcessor": "processing_evcap",
+    "EfficientNetLiteConfig": "configuration_efficientnet_lite",
+    "EfficientNetLiteModel": "modeling_efficientnet_lite",
+    "VisualNameMemory": "memory_evcap",
+    "metric_path": "metrics",
+}
+
+if TYPE_CHECKING:  # what type checkers and editors see
+    from .configuration_efficientnet_lite import EfficientNetLiteConfig as EfficientNetLiteConfig
+    from .configuration_evcap import EVCapConfig as EVCapConfig
+    from .memory_evcap import VisualNameMemory as VisualNameMemory
+    from .metrics import metric_path as metric_path
+    from .modeling_efficientnet_lite import EfficientNetLiteModel as EfficientNetLiteModel
+    from .modeling_evcap import EVCapForConditionalGeneration as EVCapForConditionalGeneration
+    from .pipeline_evcap import EVCapPipeline as EVCapPipeline
+    from .processing_evcap import EVCapProcessor as EVCapProcessor
+
+
+def default_model() -> str:
+    """
+    Path of the embedded default model, evcap-tiny, with its memory.
+
+    Returns:
+        `str`: A folder for `from_pretrained` and `pipeline`.
+    """
+    return str(Path(__file__).parent / "assets" / "evcap-tiny")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
+
+
+registration.register_when_needed()
+
+__all__ = [*_PUBLIC, "default_model"]

@@ -1,0 +1,97 @@
+"""Reads chosen weights from checkpoints of any size: folders, files and Hub repos, safetensors and PyTorch files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import safe_open
+
+
+_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def _locate(source: str, file: str, revision: str | None = None) -> Path | None:
+    """Path of a file in a folder, or downloaded from a Hub repo; `None` if it is not there."""
+    if os.path.isdir(source):
+        path = Path(source) / file
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, file, revision=revision))
+    except EntryNotFoundError:
+        return None
+
+
+def read_state_file(path: Path, prefixes: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+    """
+    Reads a weight file, memory-mapped where its format allows.
+
+    Args:
+        path (`Path`): A `.safetensors` file, or a PyTorch file, which is read with `weights_only`.
+        prefixes (`Iterable[str]`, *optional*): Only keys that start with one of these.
+
+    Raises:
+        ValueError: The file is damaged, or holds something other than tensors.
+    """
+    wanted = tuple(prefixes) if prefixes is not None else ("",)
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if key.startswith(wanted)}
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise ValueError(f"{path.name} cannot be read: {error}.") from error
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, OSError) as error:
+        raise ValueError(f"{path.name} is damaged or holds more than weights: {error}") from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
+        loaded = loaded["model"]
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path.name} holds {type(loaded).__name__}, not a dictionary of weights.")
+    return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor) and key.startswith(wanted)}
+
+
+def read_pretrained(
+    source: str | os.PathLike, prefixes: Iterable[str] | None = None, revision: str | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    Reads weights of a Hugging Face model folder or Hub repo without making the model; only the shards that hold
+    wanted keys are downloaded and opened.
+
+    Args:
+        source (`str` or `os.PathLike`): Folder, or repo id.
+        prefixes (`Iterable[str]`, *optional*): Only keys that start with one of these.
+        revision (`str`, *optional*): Branch, tag or commit of the repo.
+
+    Raises:
+        FileNotFoundError: There are no weights.
+    """
+    source = os.fspath(source)
+    wanted = tuple(prefixes) if prefixes is not None else ("",)
+    for index_file in _INDEX_FILES:
+        index = _locate(source, index_file, revision)
+        if index is not None:
+            shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            state: dict[str, torch.Tensor] = {}
+            for shard in sorted({shard for key, shard in shard_of.items() if key.startswith(wanted)}):
+                path = _locate(source, shard, revision)
+                if path is None:
+                    raise FileNotFoundError(f"{source} lists the shard {shard}, but does not hold it.")
+                state.update(read_state_file(path, wanted))
+            return state
+    for file in _WEIGHT_FILES:
+        path = _locate(source, file, revision)
+        if path is not None:
+            return read_state_file(path, wanted)
+    raise FileNotFoundError(f"{source!r} holds no weights ({', '.join(_WEIGHT_FILES)} or their shards).")
+
+
+__all__ = ["read_pretrained", "read_state_file"]

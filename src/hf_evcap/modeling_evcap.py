@@ -1,0 +1,630 @@
+"""EVCap: encode a photo, retrieve object names from a memory, fuse them, project, and let the language model write."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerEncoder, Blip2QFormerModel, Blip2VisionModel
+from transformers.utils import ModelOutput, logging
+
+from .configuration_efficientnet_lite import EfficientNetLiteConfig
+from .configuration_evcap import EVCapConfig
+from .memory_evcap import VisualNameMemory
+from .modeling_efficientnet_lite import EfficientNetLiteModel
+from .modeling_retrieval import RetrievalPreTrainedModel, hash_tensors
+from .processing_evcap import load_photo
+from .retrieval_evcap import EVCapRetrievedNames, NameRetriever, NameTokens, normalize_name
+from .vision_space_evcap import EVCapVisionSpace
+
+
+AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class EVCapImageFeatures(ModelOutput):
+    """
+    What the frozen encoder makes of photos.
+
+    Args:
+        vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`): Patches.
+        query_output (`torch.Tensor` of shape `(batch_size, num_query_tokens, hidden_size)`): Q in the paper.
+        retrieval_queries (`torch.Tensor` of shape `(batch_size, num_queries, memory_key_size)`): What is compared
+            with the memory's keys.
+    """
+
+    vision_hidden_states: torch.Tensor | None = None
+    query_output: torch.Tensor | None = None
+    retrieval_queries: torch.Tensor | None = None
+
+
+@dataclass
+class EVCapEncodedImages(ModelOutput):
+    """
+    Photos ready for the language model.
+
+    Args:
+        prefix (`torch.Tensor` of shape `(batch_size, num_prefix_tokens, text_hidden_size)`): phi(Q ++ V).
+        names ([`EVCapRetrievedNames`]): Names that went into it.
+    """
+
+    prefix: torch.Tensor | None = None
+    names: EVCapRetrievedNames | None = None
+
+
+@dataclass
+class EVCapOutput(ModelOutput):
+    """
+    Output of [`EVCapForConditionalGeneration`].
+
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`, *optional*): Next-token cross-entropy, where labels are given.
+        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`): Prediction scores.
+        past_key_values (`Cache`, *optional*): The language model's cache.
+        hidden_states, attentions (`tuple`, *optional*): The language model's, where asked for.
+        names ([`EVCapRetrievedNames`], *optional*): Names retrieved for the photos.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    names: EVCapRetrievedNames | None = None
+
+
+class EVCapNameEmbeddings(nn.Module):
+    """Embeds name tokens for the fusion: words plus positions, normalised."""
+
+    def __init__(self, config: EVCapConfig) -> None:
+        super().__init__()
+        fusion = config.fusion_qformer_config
+        if not config.tie_name_embeddings:
+            self.word_embeddings = nn.Embedding(fusion.vocab_size, fusion.hidden_size, padding_idx=fusion.pad_token_id)
+        self.position_embeddings = nn.Embedding(fusion.max_position_embeddings, fusion.hidden_size)
+        self.LayerNorm = nn.LayerNorm(fusion.hidden_size, eps=fusion.layer_norm_eps)
+        self.dropout = nn.Dropout(fusion.hidden_dropout_prob)
+
+    def forward(self, word_embeddings: torch.Tensor) -> torch.Tensor:
+        positions = self.position_embeddings.weight[: word_embeddings.shape[1]]
+        return self.dropout(self.LayerNorm(word_embeddings.to(positions.dtype) + positions))
+
+
+class EVCapFusionQFormer(nn.Module):
+    """
+    Fusion Q-Former F(S, Q, T_obj) of the paper: object-name queries read the names and keep what the photo supports.
+
+    Self-attention runs over `[T_obj ; Q]`; only T_obj cross-attends, to the embedded names, and passes the query
+    feed-forward, while Q passes the text feed-forward. Nothing is normalised on the way in.
+
+    Args:
+        config ([`EVCapConfig`]): The whole model's; `fusion_qformer_config` gives the sizes.
+    """
+
+    def __init__(self, config: EVCapConfig) -> None:
+        super().__init__()
+        self.embeddings = EVCapNameEmbeddings(config)
+        self.encoder = Blip2QFormerEncoder(config.fusion_qformer_config)
+
+    def forward(
+        self,
+        name_queries: torch.Tensor,
+        query_output: torch.Tensor,
+        word_embeddings: torch.Tensor,
+        attention_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Args:
+            name_queries (`torch.Tensor` of shape `(batch_size, num_name_query_tokens, hidden_size)`): T_obj.
+            query_output (`torch.Tensor` of shape `(batch_size, num_query_tokens, hidden_size)`): Q.
+            word_embeddings (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Of the name tokens.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`): 1 for name tokens.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_name_query_tokens, hidden_size)`: V.
+        """
+        hidden_states = torch.cat([name_queries, query_output], dim=1)
+        names = self.embeddings(word_embeddings)
+        mask = torch.zeros_like(attention_mask, dtype=names.dtype)
+        mask = mask.masked_fill(attention_mask == 0, torch.finfo(names.dtype).min)[:, None, None, :]
+        outputs = self.encoder(
+            hidden_states,
+            encoder_hidden_states=names,
+            encoder_attention_mask=mask,
+            query_length=name_queries.shape[1],
+        )
+        return outputs[0][:, : name_queries.shape[1]]
+
+
+def build_vision_model(config: EVCapConfig) -> PreTrainedModel:
+    """Makes the vision encoder: BLIP-2's, whose final LayerNorm has an epsilon of its own, or any `AutoModel`."""
+    vision_config = config.vision_config
+    if vision_config.model_type != "blip_2_vision_model":
+        return AutoModel.from_config(vision_config)
+    model = Blip2VisionModel._from_config(vision_config)
+    if config.vision_layer_norm_eps is not None:
+        model.post_layernorm.eps = config.vision_layer_norm_eps
+    return model
+
+
+class EVCapPreTrainedModel(RetrievalPreTrainedModel):
+    """Loading, initialisation and capabilities of EVCap models."""
+
+    config_class = EVCapConfig
+    base_model_prefix = "evcap"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = False  # the Q-Formers stay in fp32
+    _supports_attention_backend = True
+    _no_split_modules = ["Blip2EncoderLayer", "Blip2QFormerLayer", "EVCapNameEmbeddings"]
+    _keep_in_fp32_modules_strict = ["query_tokens", "name_query_tokens", "qformer", "fusion_qformer", "vision_space"]
+    _skip_keys_device_placement = ["past_key_values"]
+
+    memory_class = VisualNameMemory
+    trainable_parts = {
+        "paper": ("query_tokens", "name_query_tokens", "language_projection"),
+        "fusion": ("query_tokens", "name_query_tokens", "language_projection", "fusion_qformer"),
+    }
+
+    @property
+    def encoder_parts(self) -> tuple[str, ...]:
+        """`tuple[str, ...]`: Parts whose weights decide what memory keys mean."""
+        return ("vision_model", "vision_space" if self.config.retrieval_space == "vision" else "qformer")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EVCapForConditionalGeneration):
+            std = self.config.initializer_range
+            nn.init.normal_(module.query_tokens, std=std)
+            nn.init.normal_(module.name_query_tokens, std=std)
+
+
+class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
+    r"""
+    EVCap (CVPR 2024, arXiv 2311.15879). The stages are methods, in the order in which the data flows:
+    [`get_image_features`], [`retrieve_names`], [`fuse_names`], [`project`], [`generate`].
+
+    Args:
+        config ([`EVCapConfig`]): Sizes of the parts and the numbers of the retrieval.
+
+    Example:
+    ```python
+    >>> from hf_evcap import EVCapForConditionalGeneration, EVCapProcessor, default_model
+
+    >>> model = EVCapForConditionalGeneration.from_pretrained(default_model())
+    >>> processor = EVCapProcessor.from_pretrained(default_model())
+    >>> inputs = processor(images="photo.jpg", return_tensors="pt")
+    >>> ids = model.generate(**inputs, num_beams=5)
+    >>> processor.batch_decode(ids, skip_special_tokens=True)
+    ```
+    """
+
+    def __init__(self, config: EVCapConfig) -> None:
+        super().__init__(config)
+        self.vision_model = build_vision_model(config)
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
+        self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
+        if config.retrieval_space == "vision":
+            self.vision_space = EVCapVisionSpace(config)
+        self.name_query_tokens = nn.Parameter(
+            torch.zeros(1, config.num_name_query_tokens, config.fusion_qformer_config.hidden_size)
+        )
+        config.fusion_qformer_config._attn_implementation = self.qformer.config._attn_implementation
+        self.fusion_qformer = EVCapFusionQFormer(config)
+        text_width = config.text_config.get_text_config().hidden_size
+        self.language_projection = nn.Linear(config.fusion_qformer_config.hidden_size, text_width)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.name_tokenizer: Any = None
+        self._memory: VisualNameMemory | None = None
+        self._retriever: NameRetriever | None = None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    # Stage 1: encode
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None = None, vision_hidden_states: torch.Tensor | None = None
+    ) -> EVCapImageFeatures:
+        """
+        Encodes photos with the vision encoder and the image Q-Former (section 3.1).
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*): From the processor.
+            vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`, *optional*):
+                What this method returned for the photos before, to skip the vision encoder.
+        """
+        if (pixel_values is None) == (vision_hidden_states is None):
+            raise ValueError("Give either `pixel_values` or `vision_hidden_states`.")
+        if vision_hidden_states is None:
+            pixel_values = pixel_values.to(self.vision_model.device, self.vision_model.dtype)
+            vision_hidden_states = self.vision_model(pixel_values=pixel_values).last_hidden_state
+            if vision_hidden_states.ndim == 4:  # a convolutional tower's (batch, width, rows, columns)
+                vision_hidden_states = vision_hidden_states.flatten(2).transpose(1, 2)
+        query_output = self.qformer(
+            query_embeds=self.query_tokens.expand(len(vision_hidden_states), -1, -1),
+            encoder_hidden_states=vision_hidden_states.to(self.query_tokens.device),
+        ).last_hidden_state
+        if self.config.retrieval_space == "vision":
+            retrieval_queries = self.vision_space(vision_hidden_states)
+        else:
+            retrieval_queries = query_output
+        return EVCapImageFeatures(vision_hidden_states, query_output, retrieval_queries)
+
+    @property
+    def memory_key_size(self) -> int:
+        """`int`: Dimension of the keys of a memory for this model."""
+        if self.config.retrieval_space == "vision":
+            return self.vision_space.key_size
+        return self.config.qformer_config.hidden_size
+
+    def get_memory_keys(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        What a memory stores for photos: in the paper's space the mean of the query outputs, not normalised.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): From the processor.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, memory_key_size)`.
+        """
+        queries = self.get_image_features(pixel_values).retrieval_queries
+        return queries[:, 0] if self.config.retrieval_space == "vision" else queries.mean(dim=1)
+
+    @torch.no_grad()
+    def encode_memory_keys(self, processor: Any, images: list[Any]) -> torch.Tensor:
+        """Prepares photos (paths, URLs, PIL images) with the processor and gives their memory keys, on the CPU."""
+        photos = [load_photo(image) for image in images]
+        pixel_values = processor.image_processor(photos, return_tensors="pt")["pixel_values"]
+        return self.get_memory_keys(pixel_values).float().cpu()
+
+    @property
+    def query_tokens_hash(self) -> str:
+        """`str`: Hash of the image queries, which the paper trains on after the memory was built."""
+        return hash_tensors({"query_tokens": self.query_tokens})
+
+    # Stage 2: retrieve
+
+    def pipeline_class(self) -> type:
+        """[`EVCapPipeline`], which is copied into a saved repo."""
+        from .pipeline_evcap import EVCapPipeline
+
+        return EVCapPipeline
+
+    @property
+    def memory(self) -> VisualNameMemory | None:
+        """[`VisualNameMemory`] or `None`: The memory that names are retrieved from."""
+        return self._memory
+
+    def set_memory(self, memory: VisualNameMemory | None, name_tokenizer: Any = None) -> None:
+        """
+        Attaches a memory in place of the present one; `None` detaches it. Weights stay as they are.
+
+        Args:
+            memory ([`VisualNameMemory`] or `None`): A memory built by this model's encoder. It may be edited later:
+                the next caption sees the change.
+            name_tokenizer (*optional*): Tokenizer of the fusion Q-Former, where the model was not loaded with one.
+
+        Raises:
+            ValueError: The memory was built by another encoder or has another dimension, or no tokenizer is known.
+        """
+        name_tokenizer = name_tokenizer if name_tokenizer is not None else self.name_tokenizer
+        if memory is not None:
+            self.check_memory(memory)
+            if name_tokenizer is None:
+                raise ValueError(
+                    "The model has no name tokenizer to read the memory with. Pass the processor's: "
+                    "`model.set_memory(memory, name_tokenizer=processor.name_tokenizer)`."
+                )
+        self.name_tokenizer = name_tokenizer
+        self._memory = memory
+        self._retriever = None
+
+    def check_memory(self, memory: VisualNameMemory) -> None:
+        """Raises `ValueError` if the memory's keys cannot be compared with this model's queries."""
+        if memory.dim != self.memory_key_size:
+            raise ValueError(
+                f"The memory's keys have dimension {memory.dim}, this model's queries {self.memory_key_size}. "
+                "Rebuild the memory with this model: `VisualNameMemory.from_images(model, processor, dataset)`."
+            )
+        if memory.encoder_fingerprint not in (None, self.encoder_fingerprint):
+            raise ValueError(
+                f"The memory was built by the encoder {memory.encoder_fingerprint[:12]}, this model's encoder is "
+                f"{self.encoder_fingerprint[:12]}: their vectors cannot be compared. Use the model that built the "
+                "memory, or rebuild it with this one: `VisualNameMemory.from_images(model, processor, dataset)`."
+            )
+
+    @property
+    def retriever(self) -> NameRetriever | None:
+        """[`NameRetriever`] or `None`: The attached memory, ready for search; made anew after every edit."""
+        if self._memory is not None and (self._retriever is None or self._retriever.stale):
+            self._retriever = NameRetriever(self._memory, self.name_tokenizer, self.config.max_name_length)
+        return self._retriever
+
+    @torch.no_grad()
+    def retrieve_names(
+        self, retrieval_queries: torch.Tensor, exclude_rows: torch.LongTensor | None = None
+    ) -> EVCapRetrievedNames:
+        """
+        Retrieves names for photos by `config.retrieval_rule` (section 3.2).
+
+        Args:
+            retrieval_queries (`torch.Tensor` of shape `(batch_size, num_queries, memory_key_size)`):
+                From [`get_image_features`]; normalised here.
+            exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*):
+                Memory rows that a photo must not retrieve, such as itself in training; -1 excludes nothing.
+        """
+        retriever = self.retriever
+        if retriever is None or len(retriever.memory) == 0:
+            what = "an empty memory" if retriever is not None else "no memory (see `model.set_memory`)"
+            logger.warning_once(f"The model has {what}: captions are written without retrieved names.")
+        if retriever is None:
+            return self.tokenize_names([[] for _ in range(len(retrieval_queries))])
+        return retriever(retrieval_queries, self.config, exclude_rows)
+
+    def tokenize_names(self, names: list[list[str]]) -> EVCapRetrievedNames:
+        """Prepares given names, a list for each photo, as [`retrieve_names`] returns them; no rows, scores 0."""
+        device = self.name_query_tokens.device
+        normalized = [[normalize_name(name) for name in photo] for photo in names]
+        flat = [name for photo in normalized for name in photo]
+        counts = torch.tensor([len(photo) for photo in names], dtype=torch.long)
+        width = int(counts.max()) if len(names) else 0
+        slots = torch.arange(width).expand(len(names), -1)
+        starts = (counts.cumsum(0) - counts)[:, None]
+        ids = torch.where(slots < counts[:, None], starts + slots, -1)
+        if self.name_tokenizer is None and width == 0:
+            # Without a tokenizer there is no separator to stand for an empty list; padding is then all there is.
+            pad = self.config.fusion_qformer_config.pad_token_id or 0
+            input_ids = torch.full((len(names), 1), pad, device=device)
+            attention_mask = torch.ones_like(input_ids)
+        elif self.name_tokenizer is None:
+            raise ValueError("The model has no name tokenizer; set `model.name_tokenizer = processor.name_tokenizer`.")
+        else:
+            tokens = NameTokens(flat, self.name_tokenizer, self.config.max_name_length)
+            input_ids, attention_mask = (tensor.to(device) for tensor in tokens.join(ids))
+        rows = torch.full_like(ids, -1).to(device)
+        return EVCapRetrievedNames(
+            normalized, torch.zeros_like(rows, dtype=torch.float), rows, input_ids, attention_mask
+        )
+
+    # Stage 3: fuse
+
+    def fuse_names(
+        self, query_output: torch.Tensor, input_ids: torch.LongTensor, attention_mask: torch.LongTensor
+    ) -> torch.Tensor:
+        """
+        Drops names that the photo does not support and makes object-name features of the others (section 3.3).
+
+        Args:
+            query_output (`torch.Tensor` of shape `(batch_size, num_query_tokens, hidden_size)`): Q.
+            input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The names.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_name_query_tokens, hidden_size)`: V.
+        """
+        if self.config.tie_name_embeddings:
+            words = self.get_input_embeddings()(input_ids.to(self.get_input_embeddings().weight.device))
+        else:
+            words = self.fusion_qformer.embeddings.word_embeddings(input_ids)
+        queries = self.name_query_tokens.expand(len(query_output), -1, -1)
+        query_output = query_output.to(queries.device, queries.dtype)
+        return self.fusion_qformer(queries, query_output, words.to(queries.device), attention_mask.to(queries.device))
+
+    # Stage 4: project
+
+    def project(self, query_output: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
+        """
+        Projects `[Q ; V]` into the language model's input space (phi in the paper).
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_query_tokens + num_name_query_tokens, text_hidden_size)`.
+        """
+        features = torch.cat([query_output.to(fused.device, fused.dtype), fused], dim=1)
+        weight = self.language_projection.weight
+        return self.language_projection(features.to(weight.device, weight.dtype))
+
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
+        names: EVCapRetrievedNames | list[list[str]] | None = None,
+        exclude_rows: torch.LongTensor | None = None,
+    ) -> EVCapEncodedImages:
+        """Runs the four stages. `names` replaces the retrieval; see the stages for the other arguments."""
+        features = self.get_image_features(pixel_values, vision_hidden_states)
+        if isinstance(names, list):
+            retrieved = self.tokenize_names(names)
+        else:
+            retrieved = names or self.retrieve_names(features.retrieval_queries, exclude_rows)
+        if len(retrieved.input_ids) != len(features.query_output):
+            raise ValueError(f"Got names for {len(retrieved.input_ids)} of {len(features.query_output)} photos.")
+        fused = self.fuse_names(features.query_output, retrieved.input_ids, retrieved.attention_mask)
+        return EVCapEncodedImages(self.project(features.query_output, fused), retrieved)
+
+    # The language model
+
+    def embed_prompt(self, input_ids: torch.LongTensor, prefix: torch.Tensor | None) -> torch.Tensor:
+        """
+        Embeds a prompt and puts the photo's vectors in the place of its image placeholder tokens.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): With `num_prefix_tokens`
+                placeholders a row, or none when `prefix` is `None`.
+            prefix (`torch.Tensor` of shape `(batch_size, num_prefix_tokens, text_hidden_size)`, *optional*).
+
+        Raises:
+            ValueError: The placeholders do not fit the photos.
+        """
+        image_token_id = self.config.image_token_id
+        is_image = (
+            torch.zeros_like(input_ids, dtype=torch.bool) if image_token_id is None else input_ids == image_token_id
+        )
+        # The placeholder may lie beyond the language model's vocabulary; it is never looked up.
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        if prefix is None:
+            return embeddings
+        counts = is_image.sum(dim=1)
+        if len(prefix) != len(input_ids) or (counts != prefix.shape[1]).any():
+            raise ValueError(
+                f"Each prompt must hold {prefix.shape[1]} image tokens (id {image_token_id}) for its photo; got "
+                f"{counts.tolist()} for {len(prefix)} photos. Make `input_ids` with the model's processor."
+            )
+        return embeddings.masked_scatter(is_image[..., None], prefix.to(embeddings.device, embeddings.dtype))
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
+        names: EVCapRetrievedNames | list[list[str]] | None = None,
+        exclude_rows: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> EVCapOutput:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Prompt with image placeholder tokens, and the caption in training; from the processor.
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*):
+                Photos. Not needed when the cache already holds the prompt.
+            vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`, *optional*):
+                Photos already encoded by the vision encoder.
+            names ([`EVCapRetrievedNames`] or `list[list[str]]`, *optional*): Names to use instead of retrieving.
+            exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*): See [`retrieve_names`].
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Tokens to predict, -100 where there is nothing to learn; shifted inside.
+            kwargs: Passed to the language model (`use_cache`, `output_attentions`, ...) and the loss.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
+        encoded = EVCapEncodedImages()
+        if pixel_values is not None or vision_hidden_states is not None:
+            encoded = self.encode_images(pixel_values, vision_hidden_states, names, exclude_rows)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_prompt(input_ids, encoded.prefix)
+        kwargs.pop("return_dict", None)
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **self._position_inputs(attention_mask, position_ids, inputs_embeds.shape[1]),
+            **kwargs,
+        )
+        loss = None
+        if labels is not None:
+            vocab_size = outputs.logits.shape[-1]
+            items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+            loss = self.loss_function(logits=outputs.logits, labels=labels, vocab_size=vocab_size, **items)
+        return EVCapOutput(
+            loss=loss,
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            names=encoded.names,
+        )
+
+    def _position_inputs(
+        self, attention_mask: torch.Tensor | None, position_ids: torch.LongTensor | None, length: int
+    ) -> dict[str, torch.Tensor]:
+        """Positions that count from the first token that is not padding, for language models that take them."""
+        if "position_ids" not in inspect.signature(self.language_model.forward).parameters:
+            return {}
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        return {} if position_ids is None else {"position_ids": position_ids}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
+        names: EVCapRetrievedNames | list[list[str]] | None = None,
+        encoded_images: EVCapEncodedImages | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        r"""
+        Writes captions, with every option of [`~transformers.GenerationMixin.generate`].
+
+        The photo is encoded once. With several beams the prompt, too, runs once a photo and its cache is then given to
+        the beams.
+
+        Args:
+            input_ids, pixel_values, attention_mask: From the processor.
+            vision_hidden_states, names: As in [`forward`].
+            encoded_images ([`EVCapEncodedImages`], *optional*):
+                What [`encode_images`] returned, instead of photos; its names tell what was retrieved.
+            kwargs: `num_beams`, `max_new_tokens`, `do_sample`, `streamer`, `generation_config`, ...
+
+        Returns:
+            The new tokens, without the prompt: `torch.LongTensor` of shape `(batch_size, new_tokens)`, or the output
+            object of transformers when `return_dict_in_generate=True`.
+        """
+        if input_ids is None:
+            raise ValueError(
+                "`generate` needs `input_ids`, the prompt; call `model.generate(**processor(images=...))`."
+            )
+        if encoded_images is None:
+            encoded_images = self.encode_images(pixel_values, vision_hidden_states, names)
+        inputs_embeds = self.embed_prompt(input_ids, encoded_images.prefix)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if "past_key_values" not in kwargs:
+            kwargs.update(self._shared_prefill(inputs_embeds, attention_mask, kwargs))
+        self.language_model.generation_config = self.generation_config
+        return self.language_model.generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+    def _shared_prefill(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, options: dict[str, Any]
+    ) -> dict[str, Cache]:
+        """Runs the prompt but for its last token once a photo and repeats the cache for the beams that share it."""
+        generation_config = options.get("generation_config") or self.generation_config
+
+        def option(name: str, default: Any) -> Any:
+            value = options[name] if options.get(name) is not None else getattr(generation_config, name, None)
+            return default if value is None else value
+
+        copies = max(option("num_beams", 1), option("num_return_sequences", 1))
+        plain = option("use_cache", True) and option("cache_implementation", None) in (None, "dynamic")
+        if copies == 1 or not plain or inputs_embeds.shape[1] < 2 or options.get("assistant_model") is not None:
+            return {}
+        cache = DynamicCache(config=self.config.get_text_config(decoder=True))
+        mask = attention_mask[:, :-1]
+        self.language_model.base_model(
+            inputs_embeds=inputs_embeds[:, :-1],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **self._position_inputs(mask, None, mask.shape[1]),
+        )
+        cache.batch_repeat_interleave(copies)
+        return {"past_key_values": cache}
+
+
+__all__ = ["EVCapForConditionalGeneration", "EVCapPreTrainedModel"]

@@ -1,0 +1,235 @@
+"""What models that retrieve share: the memory they bring along, saving a complete repo, and frozen parts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import cached_file
+
+from .memory_evcap import MANIFEST_NAME
+
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_PIPELINE_TASKS = ("image-to-text", "image-text-to-text")
+
+
+def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
+    """
+    Fingerprint of weights: SHA-256 over names, shapes and 64 evenly spaced values of each tensor.
+
+    Training moves every value of a tensor, so a sample tells encoders apart without reading gigabytes.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].detach().reshape(-1)
+        places = torch.linspace(0, values.numel() - 1, steps=min(64, values.numel())).long().to(values.device)
+        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(values[places].float().cpu().numpy().astype("<f4").tobytes() if values.numel() else b"")
+    return digest.hexdigest()
+
+
+class RetrievalPreTrainedModel(PreTrainedModel):
+    """
+    A model that carries a memory: `from_pretrained` brings it, `save_pretrained` writes a repo that is complete.
+
+    Subclasses say which class their memory has and in which folder of the repo it lies, and implement `set_memory`.
+    """
+
+    memory_class: Any = None
+    memory_folder = "memory"
+    name_tokenizer_folder = "name_tokenizer"
+    trainable_parts: dict[str, tuple[str, ...]] = {}
+
+    name_tokenizer: Any = None
+
+    @property
+    def encoder_parts(self) -> tuple[str, ...]:
+        """Names of the frozen parts whose weights decide what memory keys mean."""
+        return ()
+
+    def set_memory(self, memory: Any, name_tokenizer: Any = None) -> None:
+        """Attaches a memory."""
+        raise NotImplementedError(f"{type(self).__name__} does not take a memory.")
+
+    @property
+    def memory(self) -> Any:
+        """The attached memory, or `None`."""
+        return None
+
+    def pipeline_class(self) -> type:
+        """The pipeline that a saved repo names in its config, for environments without hf_evcap."""
+        raise NotImplementedError(f"{type(self).__name__} has no pipeline.")
+
+    # Loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        memory: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Loads a model with its memory.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or a repo id on the Hub.
+            memory (*optional*):
+                Memory to use instead of the model's own: a folder, a repo id such as `"org/name"` or
+                `"org/name@revision"`, or a memory object. `False` loads none.
+            kwargs: Everything that [`~transformers.PreTrainedModel.from_pretrained`] takes.
+        """
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+        subfolder = kwargs.get("subfolder") or ""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if pretrained_model_name_or_path is None:  # only a config and a state dict were given
+            return loaded
+        source = str(pretrained_model_name_or_path)
+        model._load_name_tokenizer(source, subfolder, hub)
+        model._load_memory(source, subfolder, memory, hub)
+        return loaded
+
+    def _load_name_tokenizer(self, source: str, subfolder: str, hub: dict[str, Any]) -> None:
+        folder = os.path.join(subfolder, self.name_tokenizer_folder)
+        if _has_file(source, f"{folder}/tokenizer_config.json", hub):
+            self.name_tokenizer = AutoTokenizer.from_pretrained(source, subfolder=folder, **hub)
+
+    def _load_memory(self, source: str, subfolder: str, memory: Any, hub: dict[str, Any]) -> None:
+        download = {name: value for name, value in hub.items() if name not in ("force_download", "revision")}
+        if memory is False:
+            return
+        if memory is None:
+            reference = self.config.memory_reference
+            folder = os.path.join(subfolder, self.memory_folder)
+            if reference:
+                memory = self.memory_class.from_pretrained(
+                    reference["repo_id"], revision=reference.get("revision"), **download
+                )
+            elif _has_file(source, f"{folder}/{MANIFEST_NAME}", hub):
+                memory = self.memory_class.from_pretrained(
+                    source, subfolder=folder, repo_type="model", revision=hub.get("revision"), **download
+                )
+        elif isinstance(memory, (str, os.PathLike)):
+            memory = self.memory_class.from_pretrained(memory, **download)
+        if memory is not None:
+            self.set_memory(memory)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """
+        Saves weights, config, name tokenizer, code and memory. A memory that came unchanged from the Hub is named by
+        repo id and revision instead of copied.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Made if it does not exist.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Also upload; `repo_id` and the like go to
+                `push_to_hub`.
+            kwargs: Everything that [`~transformers.PreTrainedModel.save_pretrained`] takes.
+        """
+        if push_to_hub:
+            hub_names = (
+                "repo_id",
+                "commit_message",
+                "private",
+                "token",
+                "revision",
+                "create_pr",
+                "commit_description",
+            )
+            hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+            self.save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+            return
+        if self.encoder_parts and self.config.encoder_fingerprint is None:
+            self.config.encoder_fingerprint = self.encoder_fingerprint
+        memory = self.memory
+        referable = memory is not None and memory.repo_id is not None
+        self.config.memory_reference = {"repo_id": memory.repo_id, "revision": memory.revision} if referable else None
+        pipeline_class = self.pipeline_class()
+        entry = {
+            "impl": f"{pipeline_class.__module__.split('.')[-1]}.{pipeline_class.__name__}",
+            "pt": ["AutoModelForImageTextToText"],
+        }
+        self.config.custom_pipelines = {task: entry for task in _PIPELINE_TASKS}
+        try:
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        finally:
+            del self.config.custom_pipelines  # in this process the pipeline is registered
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        custom_object_save(pipeline_class, folder)
+        if self.name_tokenizer is not None:
+            self.name_tokenizer.save_pretrained(folder / self.name_tokenizer_folder)
+        if memory is not None and not referable:
+            memory.save_pretrained(folder / self.memory_folder)
+
+    # Identity of the frozen encoder
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """`str`: Identity of the frozen parts that make memory keys; a memory of another encoder does not fit."""
+        if self.config.encoder_fingerprint is not None:
+            return self.config.encoder_fingerprint
+        state = self.state_dict()
+        return hash_tensors({name: state[name] for name in state if name.split(".")[0] in self.encoder_parts})
+
+    # Freezing
+
+    def freeze_for_training(self, policy: str = "paper") -> int:
+        """
+        Leaves only the parts that a policy trains with `requires_grad`, and keeps the others in eval mode.
+
+        Args:
+            policy (`str`, *optional*, defaults to `"paper"`): One of the class's `trainable_parts`, or `"full"`.
+
+        Returns:
+            `int`: Trainable parameters.
+        """
+        if policy != "full" and policy not in self.trainable_parts:
+            policies = ", ".join([*self.trainable_parts, "full"])
+            raise ValueError(f"Unknown freezing policy {policy!r}; this model has {policies}.")
+        trained = self.trainable_parts.get(policy)
+        for name, parameter in self.named_parameters():
+            part = name.split(".")[0]
+            parameter.requires_grad_(trained is None or part in trained)
+            if parameter.requires_grad and part in self.encoder_parts:
+                self.config.encoder_fingerprint = None  # what training changes is another encoder
+        self.train(self.training)
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def train(self, mode: bool = True) -> Any:
+        """Sets training mode, but for parts that are wholly frozen: their dropout and batch statistics stay off."""
+        super().train(mode)
+        if mode:
+            for part in self.children():
+                if not any(parameter.requires_grad for parameter in part.parameters()):
+                    part.eval()
+        return self
+
+
+def _has_file(source: str, file: str, hub: dict[str, Any]) -> bool:
+    """Whether a folder or Hub repo holds a file."""
+    if os.path.isdir(source):
+        return os.path.isfile(os.path.join(source, file))
+    found = cached_file(
+        source,
+        file,
+        **hub,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+__all__ = ["RetrievalPreTrainedModel"]

@@ -1,0 +1,275 @@
+"""Processor of EVCap: photos to pixel values, prompts to token ids with a place for the photo, captions to labels."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
+
+from .configuration_efficientnet_lite import EfficientNetLiteConfig
+from .image_processing_efficientnet_lite import EfficientNetLiteImageProcessor
+
+
+AutoImageProcessor.register(
+    EfficientNetLiteConfig, slow_image_processor_class=EfficientNetLiteImageProcessor, exist_ok=True
+)
+
+IMAGE_TOKEN = "<image>"
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Makes a photo an upright RGB one: EXIF rotation applied, 16-bit values scaled, transparency put on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float32)
+        # 16-bit greyscale; plain `convert` would clip it to white
+        image = Image.fromarray(
+            (values / 257.0 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8)
+        )
+    if image.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(background, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def load_photo(source: Any, timeout: float | None = None) -> Image.Image:
+    """
+    Loads a photo as an upright RGB image.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `dict`):
+            Path, URL, base64 string, encoded bytes, an image, pixels of shape `(height, width[, channels])` or
+            `(3, height, width)` as 8-bit integers or as floats from 0 to 1, or a row `{"bytes": ..., "path": ...}` as
+            `datasets` stores images.
+        timeout (`float`, *optional*): Seconds to wait for a URL.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not an image, or is truncated.
+    """
+    label = f"the photo {os.fspath(source)!r}" if isinstance(source, (str, os.PathLike)) else "the photo"
+    label = label if len(label) < 300 else "the photo (a base64 string)"
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path")
+    try:
+        if isinstance(source, (np.ndarray, torch.Tensor)):
+            return to_rgb(_array_to_image(np.asarray(source)))
+        if isinstance(source, bytes):
+            source = Image.open(io.BytesIO(source))
+        if isinstance(source, Image.Image):
+            return to_rgb(source)
+        if not isinstance(source, (str, os.PathLike)):
+            raise TypeError(
+                f"Expected a path, URL, PIL image, array or bytes as a photo, got {type(source).__name__}."
+            )
+        source = os.fspath(source)
+        if source.startswith(("http://", "https://", "data:")):
+            return to_rgb(load_image(source, timeout=timeout))
+        if os.path.exists(source) or len(source) < 300:
+            if os.path.isdir(source):
+                raise IsADirectoryError(f"{source!r} is a folder; give a photo.")
+            with Image.open(source) as image:
+                return to_rgb(image)
+        return to_rgb(load_image(source))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file for {label}.") from None
+    except UnidentifiedImageError as error:
+        raise ValueError(f"Could not read {label}: it is not an image in a format that Pillow knows.") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, (IsADirectoryError, PermissionError)):
+            raise
+        raise ValueError(f"Could not read {label}: {error}. The file is damaged or incomplete.") from error
+
+
+def _array_to_image(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(f"Expected pixels of shape (height, width[, channels]), got {array.shape}.")
+    if np.issubdtype(array.dtype, np.floating):
+        array = (array.clip(0, 1) * 255).round()
+    elif array.dtype == np.uint16:
+        array = array / 257
+    return Image.fromarray(array.astype(np.uint8))
+
+
+class EVCapProcessor(ProcessorMixin):
+    r"""
+    Prepares photos, prompts and captions for [`EVCapForConditionalGeneration`].
+
+    Args:
+        image_processor: Image processor of the vision encoder.
+        tokenizer: Tokenizer of the language model. Gets an image token if it has none, and pads on the left.
+        name_tokenizer: Tokenizer of the fusion Q-Former (BERT uncased in the paper).
+        num_prefix_tokens (`int`, *optional*, defaults to 40): Image tokens a photo takes in the prompt, 32 for its
+            queries and 8 for its object-name features in the paper.
+        prompt_template (`str`, *optional*): Text around a prompt, with `{image}` for the photo and `{prompt}`.
+        prompt (`str`, *optional*): Prompt used when none is given.
+        caption_end (`str`, *optional*, defaults to a newline): What ends a caption in training.
+        add_bos_token (`bool`, *optional*, defaults to `True`): Whether the language model's BOS token comes first.
+
+    Example:
+    ```python
+    >>> processor = EVCapProcessor.from_pretrained(hf_evcap.default_model())
+    >>> inputs = processor(images=["a.jpg", "b.jpg"], return_tensors="pt")
+    >>> batch = processor(images=photos, suffix=captions, return_tensors="pt")  # with labels, for training
+    ```
+    """
+
+    def __init__(
+        self,
+        image_processor: Any,
+        tokenizer: Any,
+        name_tokenizer: Any,
+        num_prefix_tokens: int = 40,
+        prompt_template: str = "###Human: <Img>{image}</Img> {prompt} ###Assistant: ",
+        prompt: str = "Describe this image in detail.",
+        caption_end: str = "\n",
+        add_bos_token: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if "{image}" not in prompt_template:
+            raise ValueError(f"`prompt_template` must hold {{image}}, the photo's place; got {prompt_template!r}.")
+        self.num_prefix_tokens = num_prefix_tokens
+        self.prompt_template = prompt_template
+        self.prompt = prompt
+        self.caption_end = caption_end
+        self.add_bos_token = add_bos_token
+        if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
+            tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]})
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        super().__init__(image_processor, tokenizer, name_tokenizer, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """`list[str]`: Inputs of the model that this processor makes."""
+        return ["pixel_values", "input_ids", "attention_mask"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        suffix: str | list[str] | None = None,
+        return_tensors: str | None = None,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        r"""
+        Args:
+            images (photo or list of photos, *optional*): Anything that [`load_photo`] reads.
+            text (`str` or `list[str]`, *optional*):
+                Prompt for all photos, or one a photo; the processor's own when absent. It is put into
+                `prompt_template`, unless it holds `{image}` or the image token itself and so is a whole prompt.
+            suffix (`str` or `list[str]`, *optional*): Captions, appended to the prompts and returned as `labels`.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; lists when absent.
+            padding (`bool` or `str`, *optional*, defaults to `True`): Left padding to the longest, `"max_length"` to
+                `max_length`, or `False`.
+            max_length (`int`, *optional*): Caption tokens kept with `suffix`; the length to pad to with
+                `padding="max_length"`.
+
+        Returns:
+            [`~transformers.BatchFeature`] with `pixel_values` `(batch_size, 3, height, width)` where photos are given,
+            `input_ids`, `attention_mask` and, with `suffix`, `labels` of shape `(batch_size, sequence_length)`; labels
+            are -100 on prompt and padding.
+        """
+        if images is None and text is None:
+            raise ValueError("Give `images`, `text` or both.")
+        data: dict[str, Any] = {}
+        photos = None
+        if images is not None:
+            photos = [load_photo(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
+            if not photos:
+                raise ValueError("`images` is empty; give at least one photo.")
+            data.update(self.image_processor(photos, return_tensors=return_tensors, **kwargs))
+        elif kwargs:
+            raise TypeError(f"Unknown arguments {sorted(kwargs)} for a prompt without photos.")
+        count = len(photos) if photos is not None else len(text) if isinstance(text, list) else 1
+        prompts = _one_each(self.prompt if text is None else text, count, "text")
+        captions = None if suffix is None else _one_each(suffix, count, "suffix")
+        data.update(self._tokenize(prompts, captions, padding, max_length))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _tokenize(
+        self, prompts: list[str], captions: list[str] | None, padding: bool | str, max_length: int | None
+    ) -> dict[str, list[list[int]]]:
+        rows, label_rows = [], []
+        for number, prompt in enumerate(prompts):
+            ids = self.encode_prompt(prompt)
+            labels = [-100] * len(ids)
+            if captions is not None:
+                caption = self.encode_caption(captions[number], max_length)
+                ids, labels = ids + caption, labels + caption
+            rows.append(ids)
+            label_rows.append(labels)
+        masks = [[1] * len(ids) for ids in rows]
+        if padding:
+            longest = max(map(len, rows))
+            if padding == "max_length":
+                if max_length is None or max_length < longest:
+                    raise ValueError(f'`padding="max_length"` needs a `max_length` of at least {longest}.')
+                longest = max_length
+            pad = self.tokenizer.pad_token_id
+            rows, masks, label_rows = (
+                [[fill] * (longest - len(row)) + row for row in sequences]
+                for sequences, fill in ((rows, pad), (masks, 0), (label_rows, -100))
+            )
+        encoded = {"input_ids": rows, "attention_mask": masks}
+        return encoded if captions is None else {**encoded, "labels": label_rows}
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Token ids of a prompt: its pieces around the photo tokenised apart, the image token repeated between."""
+        if IMAGE_TOKEN in prompt or "{image}" in prompt:
+            whole = prompt.replace("{image}", IMAGE_TOKEN)
+        else:
+            whole = self.prompt_template.replace("{image}", IMAGE_TOKEN).replace("{prompt}", prompt)
+        pieces = whole.split(IMAGE_TOKEN)
+        if len(pieces) != 2:
+            raise ValueError(f"A prompt has one photo; {prompt!r} has {len(pieces) - 1} places for one.")
+        before, after = (
+            self.tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else [] for piece in pieces
+        )
+        start = [self.tokenizer.bos_token_id] if self.add_bos_token and self.tokenizer.bos_token_id is not None else []
+        return start + before + [self.image_token_id] * self.num_prefix_tokens + after
+
+    def encode_caption(self, caption: str, max_length: int | None = None) -> list[int]:
+        """Token ids of a caption and its end, tokenised apart from the prompt; at most `max_length` with the end."""
+        ids = self._encode(caption + self.caption_end)
+        if max_length is not None and len(ids) > max_length:
+            end = self._encode(self.caption_end)[-1:]
+            ids = ids[: max_length - len(end)] + end
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def post_process_image_text_to_text(self, generated_outputs: Any, **kwargs: Any) -> list[str]:
+        """Decodes generated ids into captions, without special tokens and surrounding white space."""
+        kwargs.setdefault("skip_special_tokens", True)
+        return [text.strip() for text in self.batch_decode(generated_outputs, **kwargs)]
+
+
+def _one_each(value: str | list[str], count: int, argument: str) -> list[str]:
+    values = [value] * count if isinstance(value, str) else list(value)
+    if len(values) != count:
+        raise ValueError(
+            f"Got {len(values)} strings in `{argument}` for {count} photos; give one a photo, or one for all."
+        )
+    if not all(isinstance(string, str) for string in values):
+        raise TypeError(f"`{argument}` must be a string or a list of strings.")
+    return values
+
+
+__all__ = ["EVCapProcessor"]

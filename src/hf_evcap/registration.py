@@ -1,0 +1,96 @@
+"""Registers the models and the pipeline with transformers, at the moment transformers' Auto classes are in use."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import logging
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+
+_WATCHED = ("transformers.", "hf_evcap.")
+# Where these are imported, Auto classes or pipelines can be asked for.
+_TRIGGERS = ("transformers.models.auto.modeling_auto", "transformers.models.auto.configuration_auto")
+
+
+def register() -> None:
+    """Registers everything now; safe to call again."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from .configuration_evcap import EVCapConfig
+    from .modeling_evcap import EVCapForConditionalGeneration
+    from .pipeline_evcap import EVCapPipeline
+    from .processing_evcap import EVCapProcessor
+
+    AutoConfig.register(EVCapConfig.model_type, EVCapConfig, exist_ok=True)
+    AutoModelForImageTextToText.register(EVCapConfig, EVCapForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(EVCapConfig, EVCapProcessor, exist_ok=True)
+
+    # `save_pretrained` then writes the code and `auto_map` into a repo, which runs where hf_evcap is not installed.
+    EVCapConfig.register_for_auto_class()
+    EVCapForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+    EVCapProcessor.register_for_auto_class()
+
+    # transformers 5 turns "image-to-text" into "image-text-to-text" before it asks the registry. EVCapPipeline does
+    # for other models what the stock class does, so the warning about overwriting would tell users nothing.
+    task = "image-text-to-text"
+    registry_logger = logging.getLogger("transformers.pipelines.base")
+    level = registry_logger.level
+    registry_logger.setLevel(logging.ERROR)
+    try:
+        stock = PIPELINE_REGISTRY.supported_tasks[task]
+        PIPELINE_REGISTRY.register_pipeline(
+            task, EVCapPipeline, pt_model=stock["pt"], default=stock.get("default"), type=stock.get("type")
+        )
+    finally:
+        registry_logger.setLevel(level)
+
+
+class _RegisterAfterImport(importlib.abc.MetaPathFinder):
+    """
+    Calls [`register`] once transformers' Auto classes have been imported.
+
+    Importing them, and torch with them, takes seconds that `import hf_evcap` and the command line's `--help` do not
+    need. Registering must wait for the outermost import to end: in the middle of one, modules are half initialised.
+    """
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Finds a module as usual and wraps its execution."""
+        if not fullname.startswith(_WATCHED):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            self.depth += 1
+            try:
+                execute(module)
+            finally:
+                self.depth -= 1
+            if self.depth == 0 and self in sys.meta_path and any(name in sys.modules for name in _TRIGGERS):
+                sys.meta_path.remove(self)
+                register()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def register_when_needed() -> None:
+    """Registers at once if transformers' Auto classes are imported already, otherwise as soon as they are."""
+    if any(name in sys.modules for name in _TRIGGERS):
+        register()
+    else:
+        sys.meta_path.insert(0, _RegisterAfterImport())
+
+
+__all__ = ["register", "register_when_needed"]

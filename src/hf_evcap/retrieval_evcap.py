@@ -1,0 +1,412 @@
+"""Retrieval of object names from a visual-name memory, in tensors on the query's device (EVCap, section 3.2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.utils import ModelOutput, logging
+
+from .configuration_evcap import EVCapConfig
+from .memory_evcap import VisualNameMemory
+
+
+logger = logging.get_logger(__name__)
+
+_FOLDED_CHARACTERS = re.compile(r"[\s_!,'\"()*#:;~]+")
+
+
+def normalize_name(name: str) -> str:
+    """Lower-cases a name and turns the characters that the released implementation drops into single spaces."""
+    return _FOLDED_CHARACTERS.sub(" ", name.lower()).strip() or name.strip().lower()
+
+
+@dataclass
+class EVCapRetrievedNames(ModelOutput):
+    """
+    Names retrieved for a batch of photos, at most K a photo, best first.
+
+    Args:
+        names (`list[list[str]]`): Normalised names of each photo.
+        scores (`torch.Tensor` of shape `(batch_size, K)`): Similarity of each name's best row; 0 where there is none.
+        row_ids (`torch.LongTensor` of shape `(batch_size, K)`): That row of the memory; -1 where there is none.
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The names joined by separators.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 for tokens, 0 for padding.
+    """
+
+    names: list[list[str]] | None = None
+    scores: torch.Tensor | None = None
+    row_ids: torch.LongTensor | None = None
+    input_ids: torch.LongTensor | None = None
+    attention_mask: torch.LongTensor | None = None
+
+
+class NameTokens:
+    """
+    Names tokenised once, so that any K of them are joined for the fusion Q-Former by indexing.
+
+    Args:
+        names (`Sequence[str]`): Normalised names.
+        tokenizer: The name tokenizer; needs a `sep_token`, which stands between names and at the end.
+        max_length (`int`): Joined names are cut at this many tokens, the last of which stays the separator.
+    """
+
+    def __init__(self, names: Sequence[str], tokenizer: Any, max_length: int) -> None:
+        if tokenizer.sep_token_id is None:
+            raise ValueError(
+                "The name tokenizer has no sep_token to stand between names; set one, for example "
+                "`tokenizer.add_special_tokens({'sep_token': '[SEP]'})`."
+            )
+        encoded: list[list[int]] = []
+        if names:
+            # Special tokens inside a name ("[SEP]") are spelled out: a name cannot pass for two.
+            encoded = tokenizer(
+                list(names),
+                add_special_tokens=False,
+                truncation=True,
+                max_length=max_length,
+                split_special_tokens=True,
+            )["input_ids"]
+        lengths = torch.tensor([len(ids) for ids in encoded], dtype=torch.long)
+        self.tokens = torch.tensor([token for ids in encoded for token in ids] or [0], dtype=torch.long)
+        self.lengths = lengths
+        self.offsets = torch.cumsum(lengths, 0) - lengths
+        self.max_length = max_length
+        self.sep_token_id: int = tokenizer.sep_token_id
+        self.cls_token_id: int | None = tokenizer.cls_token_id
+        self.pad_token_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.sep_token_id
+
+    def to(self, device: torch.device) -> NameTokens:
+        """Moves the table to a device, in place."""
+        self.tokens, self.lengths, self.offsets = (t.to(device) for t in (self.tokens, self.lengths, self.offsets))
+        return self
+
+    def join(self, name_ids: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """
+        Joins names as `[CLS] name [SEP] name [SEP]`.
+
+        Args:
+            name_ids (`torch.LongTensor` of shape `(batch_size, K)`): Indices of names, -1 (only at the end) for none.
+
+        Returns:
+            `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`. Without a name, a separator
+            remains, so that the fusion has something to attend to.
+        """
+        present = name_ids >= 0
+        known = name_ids.clamp(min=0)
+        prefix = int(self.cls_token_id is not None)
+        if self.lengths.numel():
+            lengths, offsets = self.lengths[known], self.offsets[known]
+        else:
+            lengths = offsets = torch.zeros_like(known)
+        spans = torch.where(present, lengths + 1, 0)  # a name and its separator
+        ends = torch.cumsum(spans, 1) + prefix
+        totals = torch.clamp(spans.sum(1, keepdim=True), min=1) + prefix
+        length = min(int(totals.max()), self.max_length) if len(name_ids) else prefix + 1
+        positions = torch.arange(length, device=name_ids.device).expand(len(name_ids), -1).contiguous()
+        input_ids = torch.full_like(positions, self.sep_token_id)
+        if name_ids.shape[1]:
+            slots = torch.searchsorted(ends, positions, right=True).clamp(max=name_ids.shape[1] - 1)
+            within = positions - (ends - spans).gather(1, slots)
+            inside = (within >= 0) & (within < lengths.gather(1, slots)) & present.gather(1, slots)
+            indices = (offsets.gather(1, slots) + within).clamp(0, self.tokens.numel() - 1)
+            input_ids = torch.where(inside, self.tokens[indices], input_ids)
+        if self.cls_token_id is not None:
+            input_ids[:, 0] = self.cls_token_id
+        totals = totals.clamp(max=self.max_length)
+        attention_mask = (positions < totals).long()
+        input_ids = torch.where(positions == totals - 1, self.sep_token_id, input_ids)
+        return input_ids.masked_fill(attention_mask == 0, self.pad_token_id), attention_mask
+
+
+def first_occurrences(ids: torch.LongTensor) -> torch.BoolTensor:
+    """Marks in each row of `ids` `(batch_size, n)` the first place of every id; negative ids are never marked."""
+    earlier = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril(-1)
+    repeated = ((ids[:, :, None] == ids[:, None, :]) & earlier).any(-1)
+    return ~repeated & (ids >= 0)
+
+
+def keep_first(kept: torch.BoolTensor, k: int, *values: torch.Tensor, fill: Sequence[float]) -> list[torch.Tensor]:
+    """Moves the first `k` marked places of each row to the front and fills the rest, for each of `values`."""
+    k = min(k, kept.shape[1])
+    order = torch.sort(~kept, dim=1, stable=True).indices[:, :k]
+    present = kept.gather(1, order)
+    return [torch.where(present, value.gather(1, order), filler) for value, filler in zip(values, fill, strict=True)]
+
+
+class NameRetriever:
+    """
+    A memory attached to a model: keys ready for search, names normalised and tokenised once.
+
+    Rebuilt whenever the memory's rows change, so an edited memory is never searched with stale names.
+
+    Args:
+        memory ([`VisualNameMemory`]): The memory.
+        name_tokenizer: Tokenizer of the fusion Q-Former.
+        max_name_length (`int`): Tokens at which joined names are cut.
+    """
+
+    def __init__(self, memory: VisualNameMemory, name_tokenizer: Any, max_name_length: int) -> None:
+        self.memory = memory
+        self.table = memory.table
+        names = memory.table["name"].combine_chunks().dictionary_encode()
+        name_ids: dict[str, int] = {}
+        of_distinct = [name_ids.setdefault(normalize_name(n), len(name_ids)) for n in names.dictionary.to_pylist()]
+        self.names = list(name_ids)
+        self.row_names = torch.tensor(of_distinct, dtype=torch.long)[torch.from_numpy(names.indices.to_numpy().copy())]
+        self.tokens = NameTokens(self.names, name_tokenizer, max_name_length)
+        self.exact = memory.index_factory == "Flat"
+        self.keys = torch.nn.functional.normalize(torch.from_numpy(memory.keys), dim=-1) if self.exact else None
+        self.keys_of_kind: dict[str, torch.Tensor] = {}
+        self._read_kinds()
+
+    def _read_kinds(self) -> None:
+        """Splits rows by the column `kind`: exemplars of objects, and photos of scenes with the words said of them."""
+        kinds = ["object"] * len(self.row_names)
+        if "kind" in self.table.column_names:
+            kinds = [kind or "object" for kind in self.table["kind"].to_pylist()]
+        self.kinds = sorted(set(kinds))
+        number = {kind: index for index, kind in enumerate(self.kinds)}
+        self.row_kinds = torch.tensor([number[kind] for kind in kinds], dtype=torch.long)
+        self.pools: dict[str | None, torch.LongTensor] = {None: torch.arange(len(kinds))}
+        self.pools.update({kind: (self.row_kinds == number[kind]).nonzero()[:, 0] for kind in self.kinds})
+        empty = torch.zeros(0, dtype=torch.long)
+        self.object_rows = self._count_names(self.pools.get("object", empty))
+        scenes = self.pools.get("scene", empty)
+        photos = len(scenes)
+        if "photo" in self.table.column_names and photos:
+            photos = len({photo for photo in self.table["photo"].take(scenes.numpy()).to_pylist()})
+        self.document_frequency = self._count_names(scenes) / max(photos, 1)
+
+    def kind_number(self, kind: str) -> int:
+        """Number that stands for a kind in `row_kinds`; -1 if the memory has no such row."""
+        return self.kinds.index(kind) if kind in self.kinds else -1
+
+    def _count_names(self, rows: torch.LongTensor) -> torch.LongTensor:
+        return torch.bincount(self.row_names[rows], minlength=len(self.names))
+
+    @property
+    def stale(self) -> bool:
+        """`bool`: Whether the memory was edited since."""
+        return self.memory.table is not self.table
+
+    def to(self, device: torch.device) -> NameRetriever:
+        """Moves keys and tokens to a device, in place."""
+        if self.row_names.device != device:
+            self.tokens.to(device)
+            for table in ("row_names", "row_kinds", "object_rows", "document_frequency"):
+                setattr(self, table, getattr(self, table).to(device))
+            self.pools = {kind: rows.to(device) for kind, rows in self.pools.items()}
+            self.keys = None if self.keys is None else self.keys.to(device)
+            self.keys_of_kind.clear()
+        return self
+
+    def nearest(
+        self,
+        queries: torch.Tensor,
+        k: int,
+        exclude_rows: torch.LongTensor | None = None,
+        kind: str | None = None,
+        any_query: bool = False,
+    ) -> tuple[torch.Tensor, torch.LongTensor]:
+        """
+        Finds the memory rows nearest to each query in cosine similarity.
+
+        Args:
+            queries (`torch.Tensor` of shape `(batch_size, num_queries, dim)`): Need not be normalised.
+            k (`int`): Rows for each query.
+            exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*):
+                Rows that each photo must not retrieve (itself, in training); -1 excludes nothing.
+            kind (`str`, *optional*): Only rows with this value in the memory's column `kind`.
+            any_query (`bool`, *optional*, defaults to `False`):
+                One answer a photo, the rows nearest to any of its queries, as if it had a single query.
+
+        Returns:
+            `scores` and `row_ids` of shape `(batch_size, num_queries, at most k)`, best first. A row that must not be
+            used has the score -inf.
+        """
+        pool = self.pools.get(kind)
+        wanted = min(k + (0 if exclude_rows is None else exclude_rows.shape[1]), 0 if pool is None else len(pool))
+        if wanted == 0:
+            shape = (len(queries), 1 if any_query else queries.shape[1], 0)
+            return queries.new_zeros(shape, dtype=torch.float), queries.new_zeros(shape, dtype=torch.long)
+        if self.exact:
+            queries = torch.nn.functional.normalize(queries.float(), dim=-1)
+            similarities = queries @ self._pool_keys(kind).T
+            if any_query:
+                similarities = similarities.amax(dim=1, keepdim=True)
+            scores, places = similarities.topk(wanted, dim=-1)
+            rows = pool[places]
+        else:
+            scores, rows = self._search_index(queries, wanted, any_query)
+            if kind is not None:
+                scores = scores.masked_fill(self.row_kinds[rows.clamp(min=0)] != self.kind_number(kind), -torch.inf)
+        if exclude_rows is not None:
+            excluded = (rows[..., None] == exclude_rows[:, None, None, :].to(rows.device)).any(-1)
+            scores = scores.masked_fill(excluded, -torch.inf)
+        scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        return scores[..., :k], rows.gather(-1, order)[..., :k]
+
+    def _pool_keys(self, kind: str | None) -> torch.Tensor:
+        if kind is None or len(self.kinds) == 1:
+            return self.keys
+        if kind not in self.keys_of_kind:
+            self.keys_of_kind[kind] = self.keys[self.pools[kind]]
+        return self.keys_of_kind[kind]
+
+    def _search_index(self, queries: torch.Tensor, k: int, any_query: bool) -> tuple[torch.Tensor, torch.LongTensor]:
+        found = self.memory.search(queries.reshape(-1, queries.shape[-1]), k)
+        scores, rows = (torch.from_numpy(values).to(queries.device) for values in found)
+        scores = scores.masked_fill(rows < 0, -torch.inf)  # an approximate index may find fewer
+        if not any_query:
+            return scores.view(*queries.shape[:2], -1), rows.view(*queries.shape[:2], -1)
+        scores, rows = scores.view(len(queries), 1, -1), rows.view(len(queries), 1, -1)
+        scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        rows, same_row = rows.gather(-1, order).sort(dim=-1, stable=True)
+        scores = scores.gather(-1, same_row)
+        repeated = torch.zeros_like(rows, dtype=torch.bool)
+        repeated[..., 1:] = rows[..., 1:] == rows[..., :-1]
+        return scores.masked_fill(repeated, -torch.inf), rows
+
+    def __call__(
+        self, queries: torch.Tensor, config: EVCapConfig, exclude_rows: torch.LongTensor | None = None
+    ) -> EVCapRetrievedNames:
+        """
+        Retrieves K names for each photo by the rule that the configuration names.
+
+        Args:
+            queries (`torch.Tensor` of shape `(batch_size, num_queries, dim)`): `features.retrieval_queries`.
+            config ([`EVCapConfig`]): Its `retrieval_rule`, `num_retrieved_names` and the rule's numbers are read at
+                every call, so they may be changed between calls.
+        """
+        self.to(queries.device)
+        if len(self.row_names) == 0 or config.num_retrieved_names == 0:
+            none = torch.zeros(len(queries), 0, dtype=torch.long, device=queries.device)
+            return self._output(none, none.float(), none)
+        if config.retrieval_rule == "vote":
+            return self._output(*vote_rule(self, queries, config, exclude_rows))
+        return self._output(*nearest_rule(self, queries, config, exclude_rows))
+
+    def _output(
+        self, name_ids: torch.LongTensor, scores: torch.Tensor, row_ids: torch.LongTensor
+    ) -> EVCapRetrievedNames:
+        input_ids, attention_mask = self.tokens.join(name_ids)
+        names = [[self.names[index] for index in row if index >= 0] for row in name_ids.tolist()]
+        return EVCapRetrievedNames(names, scores, row_ids, input_ids, attention_mask)
+
+
+def nearest_rule(
+    retriever: NameRetriever, queries: torch.Tensor, config: EVCapConfig, exclude_rows: torch.LongTensor | None
+) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+    """
+    Rules `release` and `paper`: the nearest rows of every query, sorted by similarity, names deduplicated in order.
+
+    The paper takes one row a query; the release takes five, keeps the best 32 of all and then deduplicates.
+
+    Returns:
+        Name ids, scores and row ids of shape `(batch_size, K)`.
+    """
+    release = config.retrieval_rule == "release"
+    k = config.num_neighbors_per_query if release else 1
+    scores, rows = retriever.nearest(queries, k, exclude_rows)
+    scores, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
+    rows = rows.flatten(1).gather(1, order)
+    if release:
+        scores, rows = scores[:, : config.max_candidates], rows[:, : config.max_candidates]
+    names = retriever.row_names[rows.clamp(min=0)].masked_fill(torch.isneginf(scores), -1)
+    kept = first_occurrences(names)
+    names, scores, rows = keep_first(kept, config.num_retrieved_names, names, scores, rows, fill=(-1, 0.0, -1))
+    return names, scores, rows
+
+
+def group_by_name(names: torch.LongTensor, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """
+    Brings rows of the same name together, keeping their order within a name.
+
+    Args:
+        names (`torch.LongTensor` of shape `(batch_size, n)`): Name of each row.
+        values (`torch.Tensor` of shape `(batch_size, n)`): Moved along.
+
+    Returns:
+        The names, each row's rank within its name (0 for the first), and the values, all of shape `(batch_size, n)`.
+    """
+    names, order = names.sort(dim=1, stable=True)
+    places = torch.arange(names.shape[1], device=names.device).expand_as(names)
+    starts = torch.ones_like(names, dtype=torch.bool)
+    starts[:, 1:] = names[:, 1:] != names[:, :-1]
+    ranks = places - places.where(starts, torch.zeros_like(places)).cummax(dim=1).values
+    return names, ranks, *(value.gather(1, order) for value in values)
+
+
+def vote_rule(
+    retriever: NameRetriever, queries: torch.Tensor, config: EVCapConfig, exclude_rows: torch.LongTensor | None
+) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+    """
+    Rule `vote`: names ranked by the evidence of many rows, of two kinds (the memory's column `kind`).
+
+    Rows of kind `object` are exemplars: a name scores the weighted mean of its best rows' similarities to any query.
+    Rows of kind `scene` are photos under a word that is said of them: the nearest to the whole photo vote for their
+    word, softly by similarity, and words that are said of everything count less. Objects that are similar enough come
+    first, then scene names. `config.retrieval_options` holds the numbers (`VOTE_OPTIONS`).
+
+    Returns:
+        Name ids, scores and row ids of shape `(batch_size, K)`.
+    """
+    options = config.retrieval_options
+    objects = _object_evidence(retriever, queries, options, exclude_rows)
+    scenes = _scene_votes(retriever, queries, options, exclude_rows)
+    names, scores, rows = (torch.cat(pair, dim=1) for pair in zip(objects, scenes, strict=True))
+    kept = first_occurrences(names)
+    names, scores, rows = keep_first(kept, config.num_retrieved_names, names, scores, rows, fill=(-1, 0.0, -1))
+    return names, scores, rows
+
+
+def _best_names(
+    names: torch.LongTensor, scores: torch.Tensor, rows: torch.LongTensor, slots: int
+) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+    """The `slots` best-scored places, best first; names of places with the score -inf become -1."""
+    scores, order = scores.topk(min(slots, scores.shape[1]), dim=1)
+    return names.gather(1, order).masked_fill(torch.isneginf(scores), -1), scores, rows.gather(1, order)
+
+
+def _object_evidence(
+    retriever: NameRetriever, queries: torch.Tensor, options: dict[str, Any], exclude_rows: torch.LongTensor | None
+) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+    scores, rows = retriever.nearest(queries, options["vote_rows"], exclude_rows, kind="object", any_query=True)
+    scores, rows = scores[:, 0], rows[:, 0]
+    names, ranks, scores, rows = group_by_name(retriever.row_names[rows], scores, rows)
+    usable = ~torch.isneginf(scores)
+    weights = scores.new_tensor([*options["exemplar_weights"], 0.0])
+    weight = weights[ranks.clamp(max=len(weights) - 1)]
+    evidence = scores.new_zeros(len(scores), len(retriever.names))
+    evidence.scatter_add_(1, names, torch.where(usable, weight * scores, 0.0))
+    counts = retriever.object_rows.expand(len(scores), -1).clone()
+    if exclude_rows is not None:
+        excluded = exclude_rows.to(rows.device)
+        hidden = (excluded >= 0) & (retriever.row_kinds[excluded.clamp(min=0)] == retriever.kind_number("object"))
+        counts.scatter_add_(1, retriever.row_names[excluded.clamp(min=0)], -hidden.long())
+    # A name with few exemplars is divided by fewer weights: it is neither favoured nor punished.
+    totals = weights.cumsum(0)[(counts - 1).clamp(min=0, max=len(weights) - 1)]
+    name_scores = (evidence / totals).gather(1, names)
+    eligible = (ranks == 0) & usable & (name_scores >= options["object_threshold"])
+    return _best_names(names, name_scores.masked_fill(~eligible, -torch.inf), rows, options["object_slots"])
+
+
+def _scene_votes(
+    retriever: NameRetriever, queries: torch.Tensor, options: dict[str, Any], exclude_rows: torch.LongTensor | None
+) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+    scores, rows = retriever.nearest(queries[:, :1], options["vote_rows"], exclude_rows, kind="scene")
+    scores, rows = scores[:, 0], rows[:, 0]
+    votes = torch.softmax(scores / options["vote_temperature"], dim=1).nan_to_num(0.0)
+    names, ranks, votes, rows = group_by_name(retriever.row_names[rows], votes, rows)
+    shares = votes.new_zeros(len(votes), len(retriever.names)).scatter_add_(1, names, votes)
+    rarity = (retriever.document_frequency + options["df_offset"]) ** options["df_exponent"]
+    name_scores = (shares / rarity).gather(1, names)
+    eligible = (ranks == 0) & (votes > 0)
+    return _best_names(names, name_scores.masked_fill(~eligible, -torch.inf), rows, options["scene_slots"])
+
+
+__all__ = ["EVCapRetrievedNames", "NameRetriever"]

@@ -1,0 +1,81 @@
+"""A retrieval space made of pooled vision features, for encoders whose Q-Former is too small to retrieve with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from .configuration_evcap import EVCapConfig
+
+
+class EVCapVisionSpace(nn.Module):
+    """
+    Maps a photo's patches to retrieval queries: the whole photo first, then overlapping windows of its grid.
+
+    Pooled features are power-normalised (`sign(x) |x|^p`), centred, whitened and scaled to unit length. Mean and
+    whitening are fixed numbers fitted once on photos (see [`~EVCapVisionSpace.fit`]), not trained.
+
+    Args:
+        config ([`EVCapConfig`]): Its `retrieval_options` give `key_size`, `power`, `window_size`, `window_stride`.
+    """
+
+    mean: torch.Tensor
+    whitening: torch.Tensor
+
+    def __init__(self, config: EVCapConfig) -> None:
+        super().__init__()
+        options = config.retrieval_options
+        width = config.qformer_config.encoder_hidden_size
+        self.key_size: int = options["key_size"]
+        self.power: float = options["power"]
+        self.window_size: int = options["window_size"]
+        self.window_stride: int = options["window_stride"]
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("whitening", torch.zeros(width, self.key_size))
+
+    def pool(self, vision_hidden_states: torch.Tensor) -> torch.Tensor:
+        """
+        Averages patches over the photo and over windows.
+
+        Args:
+            vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, width)`): With or without a
+                class token in front of a square grid.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, 1 + num_windows, width)`, power-normalised.
+        """
+        patches = vision_hidden_states.float()
+        side = math.isqrt(patches.shape[1])
+        grid = patches[:, patches.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
+        pooled = [grid.flatten(2).mean(-1, keepdim=True)]
+        if self.window_size:
+            window = min(self.window_size, side)
+            pooled.append(nn.functional.avg_pool2d(grid, window, self.window_stride).flatten(2))
+        features = torch.cat(pooled, dim=2).transpose(1, 2)
+        return features.sign() * features.abs().pow(self.power)
+
+    @torch.no_grad()
+    def fit(self, features: torch.Tensor) -> None:
+        """
+        Fits mean and whitening (PCA) to photos.
+
+        Args:
+            features (`torch.Tensor` of shape `(num_photos, width)`): The first row of [`pool`] for each photo.
+        """
+        if len(features) <= self.key_size:
+            raise ValueError(f"Whitening to {self.key_size} dimensions needs more than that many photos.")
+        centred = (features - features.mean(0)).double()
+        _, spread, directions = torch.linalg.svd(centred, full_matrices=False)
+        scale = math.sqrt(len(features) - 1) / spread[: self.key_size]
+        self.mean.copy_(features.mean(0))
+        self.whitening.copy_((directions[: self.key_size] * scale[:, None]).T)
+
+    def forward(self, vision_hidden_states: torch.Tensor) -> torch.Tensor:
+        """Gives retrieval queries of shape `(batch_size, 1 + num_windows, key_size)`; the first is the photo's key."""
+        vectors = (self.pool(vision_hidden_states) - self.mean) @ self.whitening
+        return nn.functional.normalize(vectors, dim=-1)
+
+
+__all__ = ["EVCapVisionSpace"]
