@@ -21,7 +21,7 @@ VISION_SPACE_OPTIONS = {"key_size": 256, "power": 0.5, "window_size": 3, "window
 VOTE_OPTIONS = {
     "vote_rows": 1000,  # nearest rows that give evidence
     "exemplar_weights": [1.0, 0.3, 0.3],  # of an object name's best, second best, ... row
-    "object_threshold": 0.5,  # similarity that an object name must reach
+    "object_threshold": 0.5,  # weighted sum of similarities that an object name must reach
     "object_slots": 3,  # object names given at most
     "vote_temperature": 0.15,  # softness of the scene rows' votes
     "df_offset": 0.02,  # added to a scene name's document frequency ...

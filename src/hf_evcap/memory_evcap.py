@@ -394,12 +394,17 @@ class VisualNameMemory:
 
     # Keeping it
 
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, write_index: bool = True) -> None:
         """
         Writes the memory as a dataset folder: `data/*.parquet` (the truth), `index.faiss` (a cache of it),
         `memory_config.json` (what it is and its hash) and `README.md` (its card).
 
         The folder is written under another name first and takes the place of an earlier one only when complete.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Folder of the memory.
+            write_index (`bool`, *optional*, defaults to `True`):
+                Whether to write `index.faiss`. Leave it out where size counts: it is rebuilt when needed.
         """
         target = Path(save_directory)
         if target.is_file():
@@ -407,7 +412,7 @@ class VisualNameMemory:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            self._write_files(staging)
+            self._write_files(staging, write_index)
             staging.chmod(0o755)
             if target.exists():
                 for kept in target.iterdir():  # what others put there stays: .git, .gitattributes, plots
@@ -422,12 +427,13 @@ class VisualNameMemory:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _write_files(self, folder: Path) -> None:
+    def _write_files(self, folder: Path, write_index: bool) -> None:
         import faiss
 
         (folder / "data").mkdir()
         pq.write_table(self.table, folder / DATA_FILE, compression="zstd")
-        faiss.write_index(self.index, str(folder / INDEX_NAME))
+        if write_index:
+            faiss.write_index(self.index, str(folder / INDEX_NAME))
         manifest = self._manifest()
         (folder / MANIFEST_NAME).write_text(
             json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -173,20 +173,16 @@ class NameRetriever:
         self.row_kinds = torch.tensor([number[kind] for kind in kinds], dtype=torch.long)
         self.pools: dict[str | None, torch.LongTensor] = {None: torch.arange(len(kinds))}
         self.pools.update({kind: (self.row_kinds == number[kind]).nonzero()[:, 0] for kind in self.kinds})
-        empty = torch.zeros(0, dtype=torch.long)
-        self.object_rows = self._count_names(self.pools.get("object", empty))
-        scenes = self.pools.get("scene", empty)
+        scenes = self.pools.get("scene", torch.zeros(0, dtype=torch.long))
         photos = len(scenes)
         if "photo" in self.table.column_names and photos:
             photos = len({photo for photo in self.table["photo"].take(scenes.numpy()).to_pylist()})
-        self.document_frequency = self._count_names(scenes) / max(photos, 1)
+        counts = torch.bincount(self.row_names[scenes], minlength=len(self.names))
+        self.document_frequency = counts / max(photos, 1)
 
     def kind_number(self, kind: str) -> int:
         """Number that stands for a kind in `row_kinds`; -1 if the memory has no such row."""
         return self.kinds.index(kind) if kind in self.kinds else -1
-
-    def _count_names(self, rows: torch.LongTensor) -> torch.LongTensor:
-        return torch.bincount(self.row_names[rows], minlength=len(self.names))
 
     @property
     def stale(self) -> bool:
@@ -197,7 +193,7 @@ class NameRetriever:
         """Moves keys and tokens to a device, in place."""
         if self.row_names.device != device:
             self.tokens.to(device)
-            for table in ("row_names", "row_kinds", "object_rows", "document_frequency"):
+            for table in ("row_names", "row_kinds", "document_frequency"):
                 setattr(self, table, getattr(self, table).to(device))
             self.pools = {kind: rows.to(device) for kind, rows in self.pools.items()}
             self.keys = None if self.keys is None else self.keys.to(device)
@@ -347,7 +343,7 @@ def vote_rule(
     """
     Rule `vote`: names ranked by the evidence of many rows, of two kinds (the memory's column `kind`).
 
-    Rows of kind `object` are exemplars: a name scores the weighted mean of its best rows' similarities to any query.
+    Rows of kind `object` are exemplars: a name scores the weighted sum of its best rows' similarities to any query.
     Rows of kind `scene` are photos under a word that is said of them: the nearest to the whole photo vote for their
     word, softly by similarity, and words that are said of everything count less. Objects that are similar enough come
     first, then scene names. `config.retrieval_options` holds the numbers (`VOTE_OPTIONS`).
@@ -383,14 +379,7 @@ def _object_evidence(
     weight = weights[ranks.clamp(max=len(weights) - 1)]
     evidence = scores.new_zeros(len(scores), len(retriever.names))
     evidence.scatter_add_(1, names, torch.where(usable, weight * scores, 0.0))
-    counts = retriever.object_rows.expand(len(scores), -1).clone()
-    if exclude_rows is not None:
-        excluded = exclude_rows.to(rows.device)
-        hidden = (excluded >= 0) & (retriever.row_kinds[excluded.clamp(min=0)] == retriever.kind_number("object"))
-        counts.scatter_add_(1, retriever.row_names[excluded.clamp(min=0)], -hidden.long())
-    # A name with few exemplars is divided by fewer weights: it is neither favoured nor punished.
-    totals = weights.cumsum(0)[(counts - 1).clamp(min=0, max=len(weights) - 1)]
-    name_scores = (evidence / totals).gather(1, names)
+    name_scores = evidence.gather(1, names)
     eligible = (ranks == 0) & usable & (name_scores >= options["object_threshold"])
     return _best_names(names, name_scores.masked_fill(~eligible, -torch.inf), rows, options["object_slots"])
 
