@@ -1,0 +1,1 @@
+"""The command line, `hf-evcap`: one module a verb, imported when it is called."""

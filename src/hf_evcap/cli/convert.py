@@ -1,0 +1,78 @@
+"""`hf-evcap convert`: the reference implementation's files into this package's."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the verb's parser."""
+    parser = argparse.ArgumentParser(
+        prog="hf-evcap convert", description="Convert checkpoints and memories of the reference implementation."
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    evcap = kinds.add_parser(
+        "evcap",
+        help="an EVCap checkpoint",
+        description="Convert an EVCap checkpoint: complete, or the one that the reference's training writes (image "
+        "queries, object-name queries, projection), on top of a BLIP-2 model and a Vicuna.",
+    )
+    evcap.add_argument("checkpoint", help="the reference's checkpoint file")
+    evcap.add_argument("--out", required=True, help="folder for the converted model, processor and memory")
+    evcap.add_argument("--memory", help="the reference's ext_memory.pkl, or a memory folder or Hub id")
+    evcap.add_argument("--config", help="EVCapConfig as a JSON file, folder or Hub id (default: the paper's)")
+    evcap.add_argument("--llm-tokenizer", help="folder, tokenizer.model or Hub id (default: --language-model's)")
+    evcap.add_argument(
+        "--name-tokenizer",
+        default="google-bert/bert-base-uncased",
+        help="folder, vocab.txt or Hub id (default: %(default)s)",
+    )
+    evcap.add_argument("--blip2", default="Salesforce/blip2-flan-t5-xxl", help="BLIP-2 model (default: %(default)s)")
+    evcap.add_argument(
+        "--language-model", default="lmsys/vicuna-13b-v1.3", help="language model (default: %(default)s)"
+    )
+    evcap.add_argument(
+        "--fusion-init",
+        metavar="blip2|random:SEED",
+        help="how to initialise a fusion Q-Former that the checkpoint lacks; without it such a checkpoint is refused, "
+        "because the release did not save the fusion it used",
+    )
+    evcap.add_argument("--dtype", default="auto", help="float32, float16 or bfloat16 (default: as in the checkpoint)")
+    memory = kinds.add_parser(
+        "memory",
+        help="an EVCap memory",
+        description="Convert ext_memory.pkl into a memory folder (nothing is unpickled).",
+    )
+    memory.add_argument("pickle", help="the reference's ext_memory.pkl")
+    memory.add_argument("--out", required=True, help="folder for the memory")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Converts and says what became of every key."""
+    arguments = make_parser().parse_args(argv)
+    from ..conversion import ConversionReport, convert_evcap, load_evcap_memory
+
+    if arguments.kind == "memory":
+        memory = load_evcap_memory(arguments.pickle)
+        memory.save_pretrained(arguments.out)
+        print(f"{memory!r} written to {arguments.out}")
+        return 0
+    report = ConversionReport()
+    model, processor = convert_evcap(
+        arguments.checkpoint,
+        config=arguments.config,
+        llm_tokenizer=arguments.llm_tokenizer,
+        name_tokenizer=arguments.name_tokenizer,
+        memory=arguments.memory,
+        blip2=arguments.blip2,
+        language_model=arguments.language_model,
+        fusion_init=arguments.fusion_init,
+        dtype=arguments.dtype,
+        report=report,
+    )
+    model.save_pretrained(arguments.out)
+    processor.save_pretrained(arguments.out)
+    print(report)
+    print(f"written to {arguments.out}")
+    return 0
