@@ -15,6 +15,20 @@ _WATCHED = ("transformers.", "hf_evcap.")
 _TRIGGERS = ("transformers.models.auto.modeling_auto", "transformers.models.auto.configuration_auto")
 
 
+class _RepairRedirectWarning(logging.Filter):
+    """
+    Removes a stray argument from transformers' warning that `image-to-text` is now `image-text-to-text`.
+
+    With it, the warning has no place for its argument and logging prints a traceback instead of the message.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keeps every record; repairs that one."""
+        if record.args and "%" not in str(record.msg) and "image-to-text" in str(record.msg):
+            record.args = ()
+        return True
+
+
 def register() -> None:
     """Registers everything now; safe to call again."""
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -33,6 +47,10 @@ def register() -> None:
     EVCapConfig.register_for_auto_class()
     EVCapForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
     EVCapProcessor.register_for_auto_class()
+
+    redirect_logger = logging.getLogger("transformers.pipelines")
+    if not any(isinstance(present, _RepairRedirectWarning) for present in redirect_logger.filters):
+        redirect_logger.addFilter(_RepairRedirectWarning())
 
     # transformers 5 turns "image-to-text" into "image-text-to-text" before it asks the registry. EVCapPipeline does
     # for other models what the stock class does, so the warning about overwriting would tell users nothing.
