@@ -1,0 +1,149 @@
+"""Captions as training text: normalisation, content words, and what a scene memory would retrieve for a caption."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+# Words that say nothing about what a photo shows; everything else in a caption may become a name of a scene.
+STOP_WORDS = frozenset(
+    "a about after against all along also am among an and another any are around as at away back be because been "
+    "before behind being below beside between both but by can could did do does down during each either few for from "
+    "get gets getting go goes going had has have having he her him his how i if in into is it its just like many may "
+    "me might more most my near next no nor not of off on one onto or other our out over own past several she should "
+    "so some something such than that the their them then there these they this those three through to too toward "
+    "towards two under up upon us very was we were what when where which while who whose will with would you your "
+    "four five six".split()
+)
+
+_WORD = re.compile(r"[a-z]+")
+
+
+def normalize_caption(caption: str) -> str:
+    """Lower-cases a caption, keeps letters, digits, commas, hyphens and apostrophes, and drops the final full stop."""
+    text = re.sub(r"[^a-z0-9' ,-]+", " ", caption.lower())
+    text = re.sub(r"\s+(['-]s?\b)", r"\1", re.sub(r"\s*,[\s,]*", ", ", text))
+    return re.sub(r"\s+", " ", text).strip(" ,-'")
+
+
+def content_words(caption: str) -> list[str]:
+    """Words of a normalised caption that say what is seen, in their order, with repetitions."""
+    return [word for word in _WORD.findall(caption) if len(word) > 2 and word not in STOP_WORDS]
+
+
+def shared_words(captions: Sequence[str], min_captions: int = 2) -> list[str]:
+    """
+    Content words on which the captions of one photo agree, most agreed first: the names of a scene.
+
+    Args:
+        captions (`Sequence[str]`): Captions of one photo, normalised.
+        min_captions (`int`, *optional*, defaults to 2): In how many of them a word must stand, at most all.
+    """
+    counts = Counter(word for caption in captions for word in dict.fromkeys(content_words(caption)))
+    return [word for word, count in counts.most_common() if count >= min(min_captions, len(captions))]
+
+
+def read_captions(path: str | Path) -> list[str]:
+    """Reads a text file (`.gz` or plain) of one caption a line, normalised; empty lines are left out."""
+    path = Path(path)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        return [text for text in map(normalize_caption, lines) if text]
+
+
+def vote_scene_words(
+    similarities: torch.Tensor, membership: torch.Tensor, temperature: float, offset: float, exponent: float
+) -> torch.Tensor:
+    """
+    Scores scene words by votes of near photos, discounted by how common a word is; the scene part of rule `vote`.
+
+    Args:
+        similarities (`torch.Tensor` of shape `(batch_size, photos)`): To each photo of the memory.
+        membership (`torch.Tensor` of shape `(photos, words)`): 1 where a photo shows a word.
+        temperature, offset, exponent (`float`): As `config.retrieval_options` names them.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, words)`.
+    """
+    weights = torch.softmax(similarities / temperature, dim=-1)
+    frequency = membership.mean(0)
+    return (weights @ membership) / (frequency + offset) ** exponent
+
+
+class SceneTextSimulator:
+    """
+    Guesses which scene words a memory would return for a photo of which only a caption is known.
+
+    A caption is compared with the captions of the memory's photos (TF-IDF cosine), noise stands for what a vision
+    encoder confuses, and the nearest photos vote as they do in retrieval. So a language model learns from plain text
+    to write from the kind of lists that it will get.
+
+    Args:
+        photo_captions (`Sequence[Sequence[str]]`): Captions of the memory's photos, normalised.
+        corpus (`Sequence[str]`): Captions from which word frequencies are counted.
+        vocabulary_size (`int`, *optional*, defaults to 6000): Most frequent content words that are compared.
+    """
+
+    def __init__(
+        self, photo_captions: Sequence[Sequence[str]], corpus: Sequence[str], vocabulary_size: int = 6000
+    ) -> None:
+        counts = Counter(word for caption in corpus for word in set(content_words(caption)))
+        vocabulary = [word for word, _ in counts.most_common(vocabulary_size)]
+        self.vocabulary = {word: index for index, word in enumerate(vocabulary)}
+        self.idf = torch.tensor([np.log(len(corpus) / (counts[word] + 1)) for word in vocabulary], dtype=torch.float32)
+        self.scene_words = [shared_words(captions) for captions in photo_captions]
+        self.words = sorted({word for words in self.scene_words for word in words})
+        index = {word: number for number, word in enumerate(self.words)}
+        self.membership = torch.zeros(len(photo_captions), len(self.words))
+        for photo, words in enumerate(self.scene_words):
+            self.membership[photo, [index[word] for word in words]] = 1.0
+        photos = torch.stack([torch.log1p(self._count(captions).sum(0)) for captions in photo_captions])
+        self.photos = torch.nn.functional.normalize(photos * self.idf, dim=-1)
+
+    def _count(self, captions: Iterable[str]) -> torch.Tensor:
+        rows = [[self.vocabulary[w] for w in set(content_words(c)) if w in self.vocabulary] for c in captions]
+        counts = torch.zeros(len(rows), len(self.vocabulary))
+        for row, words in enumerate(rows):
+            counts[row, words] = 1.0
+        return counts
+
+    def similarities(self, captions: Sequence[str]) -> torch.Tensor:
+        """TF-IDF cosine of captions and the memory's photos, `(captions, photos)`."""
+        vectors = torch.nn.functional.normalize(self._count(captions) * self.idf, dim=-1)
+        return vectors @ self.photos.T
+
+    def simulate(
+        self, captions: Sequence[str], noises: Sequence[float], num_words: int = 10, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Makes lists of scene words for captions.
+
+        Args:
+            captions (`Sequence[str]`): Normalised captions.
+            noises (`Sequence[float]`): Standard deviations of the noise on the similarities, one list for each.
+            num_words (`int`, *optional*, defaults to 10): Words of a list.
+            seed (`int`, *optional*, defaults to 0): Seed of the noise.
+
+        Returns:
+            Word indices `(captions, noises, num_words)`, the nearest photo of each caption and its similarity.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        lists = np.zeros((len(captions), len(noises), num_words), dtype=np.int16)
+        nearest, closeness = np.zeros(len(captions), dtype=np.int64), np.zeros(len(captions), dtype=np.float32)
+        for start in range(0, len(captions), 2048):
+            similarities = self.similarities(captions[start : start + 2048])
+            rows = slice(start, start + len(similarities))
+            best = similarities.max(dim=1)
+            nearest[rows], closeness[rows] = best.indices.numpy(), best.values.numpy()
+            for number, noise in enumerate(noises):
+                noisy = similarities + noise * torch.randn(similarities.shape, generator=generator)
+                scores = vote_scene_words(noisy, self.membership, temperature=0.08, offset=0.02, exponent=0.35)
+                lists[rows, number] = scores.topk(num_words).indices.numpy()
+        return lists, nearest, closeness

@@ -1,0 +1,121 @@
+"""Starts the fusion Q-Former as a reader: object-name query i hands on name token i, so that any name can be copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def initialize_name_copying(model: Any, seed: int = 0) -> None:
+    """
+    Initialises the fusion Q-Former and the projection near the identity on the names.
+
+    Object-name query i and name position i get the same code; the first layer's cross-attention matches codes and
+    hands on what it finds; self-attention and feed-forward layers start silent. Eight queries of a random start must
+    squeeze many-token names and garble them; these have nothing to squeeze.
+
+    Args:
+        model ([`EVCapForConditionalGeneration`]): Changed in place. Needs `tie_name_embeddings`, and a width of at
+            least twice the number of object-name queries.
+        seed (`int`, *optional*, defaults to 0): Seed of the codes.
+
+    Raises:
+        ValueError: if the names are not embedded by the language model or the width is too small.
+    """
+    config = model.config
+    width, count = config.fusion_qformer_config.hidden_size, config.num_name_query_tokens
+    heads = config.fusion_qformer_config.num_attention_heads
+    if not config.tie_name_embeddings or width // heads < count:
+        raise ValueError(
+            "Copying names needs tie_name_embeddings=True and heads at least as wide as num_name_query_tokens; got "
+            f"tie_name_embeddings={config.tie_name_embeddings}, heads of {width // heads}, {count} queries."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+    codes, rest = basis[:count], basis[count:]
+    words = model.get_input_embeddings().weight
+    scale = float(words.norm(dim=-1).mean())
+    fusion = model.fusion_qformer
+    positions = fusion.embeddings.position_embeddings.weight
+    positions[:count] = codes * scale
+    positions[count:] = 0
+    model.name_query_tokens.copy_((codes * width**0.5)[None])
+    for layer in fusion.encoder.layer:
+        for block in (layer.attention.output.dense, layer.output_query.dense, layer.output.dense):
+            block.weight.mul_(0.1)
+            block.bias.zero_()
+    cross = fusion.encoder.layer[0].crossattention
+    matcher = torch.zeros(width, width)
+    for head in range(heads):
+        matcher[head * (width // heads) : head * (width // heads) + count] = codes
+    for name, weight in (("query", matcher), ("key", matcher), ("value", rest.T @ rest)):
+        linear = getattr(cross.attention, name)
+        linear.weight.copy_(weight)
+        linear.bias.zero_()
+    cross.output.dense.weight.copy_(2 * torch.eye(width))
+    cross.output.dense.bias.zero_()
+    model.language_projection.weight.copy_(torch.eye(width) * scale / width**0.5)
+    model.language_projection.bias.zero_()
+
+
+def align_names_with_words(
+    model: Any,
+    name_lists: Sequence[Sequence[int]],
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    log: Any = None,
+    seed: int = 0,
+) -> float:
+    """
+    Trains the fusion Q-Former and the projection until object-name feature i is the embedding of name token i.
+
+    The language model, which learned to read names as plain tokens, then reads the fusion's output just as well.
+    Query outputs are random here: no photo is needed, nor the language model's layers.
+
+    Args:
+        model ([`EVCapForConditionalGeneration`]): Its fusion, object-name queries and projection are trained.
+        name_lists (`Sequence[Sequence[int]]`): Joined names as token ids, at least one each.
+        steps, batch_size (`int`), learning_rate (`float`): Of AdamW with a cosine.
+        log (`Callable`, *optional*): Called with step and loss now and then.
+        seed (`int`, *optional*, defaults to 0): Seed of the batches.
+
+    Returns:
+        `float`: The last squared error, relative to the embeddings' variance.
+    """
+    count = model.config.num_name_query_tokens
+    weights = [*model.fusion_qformer.parameters(), model.name_query_tokens, *model.language_projection.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    words = model.get_input_embeddings().weight.detach()
+    separator = model.name_tokenizer.sep_token_id
+    variance = words.var(dim=0).sum()
+    error = float("nan")
+    for step in range(steps):
+        rows = [list(name_lists[int(i)]) for i in torch.randint(len(name_lists), (batch_size,), generator=generator)]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [separator] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        target = torch.tensor([row + [separator] * (count - len(row)) for row in rows])
+        query_output = nn.functional.layer_norm(
+            torch.randn(batch_size, model.config.num_query_tokens, words.shape[1], generator=generator),
+            words.shape[1:],
+        )
+        with torch.autocast(words.device.type, torch.bfloat16):
+            fused = model.fuse_names(query_output, ids, mask)
+            projected = model.project(query_output, fused)[:, -count:]
+        loss = (projected.float() - words[target]).pow(2).sum(-1).mean() / variance
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        error = float(loss.detach())
+        if log is not None and step % 50 == 0:
+            log(step, error)
+    return error
