@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +163,7 @@ def complete_config(config: EVCapConfig, state: dict[str, torch.Tensor]) -> EVCa
                 if f"{prefix}.encoder.layer.{n}.crossattention.attention.query.weight" in state
             ]
             put(part, num_hidden_layers=layers, hidden_size=inner[1], intermediate_size=inner[0])
-            put(part, cross_attention_frequency=crossing[1] - crossing[0] if len(crossing) > 1 else None)
+            put(part, cross_attention_frequency=crossing[1] - crossing[0] if len(crossing) > 1 else layers)
     words = shape("fusion_qformer.embeddings.word_embeddings.weight")
     places = shape("fusion_qformer.embeddings.position_embeddings.weight")
     put(config.fusion_qformer_config, vocab_size=words and words[0], max_position_embeddings=places and places[0])
@@ -186,18 +189,44 @@ def complete_config(config: EVCapConfig, state: dict[str, torch.Tensor]) -> EVCa
 
 
 def load_config(
-    config: EVCapConfig | dict[str, Any] | str | os.PathLike | None, language_model: str | None
+    config: EVCapConfig | dict[str, Any] | str | os.PathLike | None,
+    blip2: str | os.PathLike | None = None,
+    language_model: str | os.PathLike | None = None,
 ) -> EVCapConfig:
-    """Makes a configuration from an object, a dictionary, a JSON file, a folder or a Hub id; else the paper's."""
+    """
+    Makes a configuration from an object, a dictionary, a folder or a Hub id.
+
+    Args:
+        config (*optional*): `None` stands for the paper's, with the parts that other checkpoints give as these say.
+        blip2, language_model (`str`, *optional*): Models whose vision encoder, Q-Former and language model are used.
+    """
     if isinstance(config, EVCapConfig):
-        return config
+        return copy.deepcopy(config)
     if isinstance(config, dict):
         return EVCapConfig(**config)
     if config is not None:
-        if os.path.isfile(config):
-            return EVCapConfig(**json.loads(Path(config).read_text(encoding="utf-8")))
         return EVCapConfig.from_pretrained(config)
-    return EVCapConfig(text_config=AutoConfig.from_pretrained(language_model) if language_model else None)
+    parts: dict[str, Any] = {}
+    if blip2 is not None:
+        encoder = AutoConfig.from_pretrained(blip2)
+        parts = {"vision_config": encoder.vision_config, "qformer_config": encoder.qformer_config}
+    if language_model is not None:
+        parts["text_config"] = AutoConfig.from_pretrained(language_model)
+    return EVCapConfig(**parts)
+
+
+def _mirror_qformer(config: EVCapConfig, name_tokenizer: Any) -> None:
+    """Gives a fusion Q-Former without weights the image Q-Former's sizes, as the release makes both alike."""
+    fusion, qformer = config.fusion_qformer_config, config.qformer_config
+    for size in (
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "cross_attention_frequency",
+        "max_position_embeddings",
+    ):
+        setattr(fusion, size, getattr(qformer, size))
+    fusion.vocab_size = len(name_tokenizer) + ("[DEC]" not in name_tokenizer.get_vocab())  # a word that it adds
 
 
 def load_tokenizer(source: Any, *, kind: str) -> Any:
@@ -217,7 +246,9 @@ def load_tokenizer(source: Any, *, kind: str) -> Any:
     if path.is_file() and path.suffix == ".txt":
         return BertTokenizer(str(path), do_lower_case=True)
     if path.is_file() and path.suffix == ".model":
-        return LlamaTokenizer.from_pretrained(str(path.parent), legacy=True)
+        with tempfile.TemporaryDirectory() as folder:  # the class looks for this name only
+            shutil.copy(path, Path(folder) / "tokenizer.model")
+            return LlamaTokenizer.from_pretrained(folder, legacy=True)
     if path.is_file() and path.suffix == ".json":
         return AutoTokenizer.from_pretrained(str(path.parent))
     if path.is_file():
@@ -285,7 +316,7 @@ def convert_evcap(
             `blip2` and `language_model`.
         config (*optional*): An [`EVCapConfig`], a dictionary of its fields, a JSON file, a folder or a Hub id. Sizes
             are taken from the weights in any case; the config tells what shapes cannot, such as attention heads.
-            Defaults to the paper's.
+            Defaults to the paper's, with the sizes of `blip2` and `language_model` where they are used.
         llm_tokenizer (*optional*): Tokenizer of the language model: object, folder, `tokenizer.model` file or Hub id.
             Defaults to `language_model`'s.
         name_tokenizer: Tokenizer of the names: object, folder, `vocab.txt` file or Hub id.
@@ -324,7 +355,12 @@ def convert_evcap(
             "and did not save it, so these weights alone cannot reproduce the paper's captions. Pass a complete state "
             "dict, or say how to initialise the fusion and train it: fusion_init='blip2' or fusion_init='random:SEED'."
         )
-    config = load_config(config, None if has_language_model else os.fspath(language_model))
+    if isinstance(config, (str, os.PathLike)) and os.path.isfile(config):
+        config = json.loads(Path(config).read_text(encoding="utf-8"))
+    given = (config or {}) if config is None or isinstance(config, dict) else {"fusion_qformer_config": config}
+    fusion_sizes = given.get("fusion_qformer_config") or {}
+    unsized_fusion = isinstance(fusion_sizes, dict) and "num_hidden_layers" not in fusion_sizes
+    config = load_config(config, None if has_encoder else blip2, None if has_language_model else language_model)
     if not has_encoder:
         for key, tensor in read_pretrained(blip2, ("vision_model.", "qformer.", "query_tokens")).items():
             if converted.setdefault(key, tensor) is tensor:
@@ -338,6 +374,8 @@ def convert_evcap(
 
     llm_tokenizer = load_tokenizer(llm_tokenizer if llm_tokenizer is not None else language_model, kind="llm")
     name_tokenizer = load_tokenizer(name_tokenizer, kind="name")
+    if not has_fusion and unsized_fusion:
+        _mirror_qformer(config, name_tokenizer)
     size = getattr(config.vision_config, "image_size", 224)
     processor = EVCapProcessor(
         BlipImageProcessorPil(size={"height": size, "width": size}),
@@ -370,10 +408,11 @@ def convert_evcap(
             "complete checkpoint, or a BLIP-2 and a language model that hold them."
         )
     report.unused += [key for key in converted if key not in expected]
-    torch.manual_seed(seed)
-    model = EVCapForConditionalGeneration.from_pretrained(
-        None, config=config, state_dict={key: converted[key] for key in expected if key in converted}, dtype=dtype
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = EVCapForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict={key: converted[key] for key in expected if key in converted}, dtype=dtype
+        )
     model.generation_config = _reference_generation_config(processor.tokenizer)
     model.name_tokenizer = name_tokenizer
     if memory is not None:
