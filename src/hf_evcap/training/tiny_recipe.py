@@ -1,0 +1,481 @@
+"""Trains a small captioner from photos and text alone: the recipe of the embedded default, stage by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import random
+import re
+import time
+from collections import Counter, defaultdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from ..configuration_evcap import EVCapConfig
+from ..image_processing_efficientnet_lite import EfficientNetLiteImageProcessor
+from ..memory_evcap import VisualNameMemory
+from ..modeling_efficientnet_lite import convert_efficientnet_lite_state_dict
+from ..modeling_evcap import EVCapForConditionalGeneration
+from ..processing_evcap import EVCapProcessor
+from ..retrieval_evcap import normalize_name
+from .caption_mixture import CachedFeatures, CaptionedPhotos, CaptionMixture, NamedPhotos
+from .caption_text import SceneTextSimulator, content_words, normalize_caption, read_captions
+from .caption_tokenizer import train_caption_tokenizer
+from .data_collator import CaptionCollator, NamesAsTextCollator, join_names
+from .feature_cache import cache_vision_features
+from .name_copying import align_names_with_words, initialize_name_copying
+from .name_exercises import NamedCaptionExercises, NameSource
+from .packed_captions import PackedCaptions, collate_packed
+from .stage_trainer import StageSettings, run_stage
+
+
+logger = logging.get_logger(__name__)
+
+NOISES = (0.06, 0.15)  # of the simulated lists: a memory that sees well, and one that sees badly
+PEOPLE_AND_DOGS = "man woman boy girl child people person dog men women children boys girls dogs".split()
+
+
+def open_photo(row: dict[str, Any]) -> Image.Image:
+    """Reads a photo as `datasets` stores it in parquet, `{"bytes": ..., "path": ...}`, as RGB."""
+    return Image.open(io.BytesIO(row["bytes"]) if row.get("bytes") else row["path"]).convert("RGB")
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Reads general names: LVIS categories with their synonyms, or a plain JSON list of strings; lower case."""
+    entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    names = set()
+    for entry in entries:
+        for name in [entry] if isinstance(entry, str) else [entry["name"], *entry.get("synonyms", [])]:
+            names.add(" ".join(re.sub(r"\(.*?\)", "", name.replace("_", " ")).split()).lower())
+    return sorted(names - {""})
+
+
+class TinyRecipe:
+    """
+    Carries out a recipe such as `recipes/evcap-tiny.yaml`; every stage's result is kept in the work folder, and what
+    is there is not made again.
+
+    Args:
+        recipe (`dict`): The recipe, as read from its YAML.
+        data (`str` or `Path`): Folder of the files that `recipe["data"]` names.
+        work (`str` or `Path`): Folder of the cache, the checkpoints and the stages' results.
+        vision_weights (`str` or `Path`): Published weights of the vision encoder (`.pth`).
+    """
+
+    def __init__(self, recipe: dict[str, Any], data: str | Path, work: str | Path, vision_weights: str | Path) -> None:
+        self.recipe, self.folder, self.work = recipe, Path(data), Path(work)
+        self.vision_weights = Path(vision_weights)
+        self.work.mkdir(parents=True, exist_ok=True)
+        for name in ("captions", "objects", "text", "names"):
+            if not (self.folder / recipe["data"][name]).is_file():
+                raise FileNotFoundError(f"There is no {self.folder / recipe['data'][name]} (recipe: data.{name}).")
+
+    # Data
+
+    @cached_property
+    def photos(self) -> Any:
+        """Captioned photos, a table with `image` and `captions`."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / self.recipe["data"]["captions"])
+
+    @cached_property
+    def objects(self) -> Any:
+        """Photos of objects, a table with `image` and `name`."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / self.recipe["data"]["objects"])
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """Normalised captions of each photo."""
+        return [[normalize_caption(caption) for caption in photo] for photo in self.photos["captions"]]
+
+    @cached_property
+    def corpus(self) -> list[str]:
+        """Captions without photos."""
+        return read_captions(self.folder / self.recipe["data"]["text"])
+
+    @cached_property
+    def held_out_photos(self) -> set[int]:
+        """Captioned photos that training never sees, for choosing between models."""
+        return set(random.Random(5).sample(range(len(self.photos)), self.recipe["data"]["held_out_photos"]))
+
+    @cached_property
+    def held_out_names(self) -> set[str]:
+        """Names never shown in training, drawn from those with at least 20 photos."""
+        counts = self.objects["name"].value_counts()
+        pool = sorted(name for name in counts.index if counts[name] >= 20)
+        return set(random.Random(7).sample(pool, min(self.recipe["data"]["held_out_names"], len(pool))))
+
+    @cached_property
+    def object_ranks(self) -> np.ndarray:
+        """Number of each object photo among those of its name."""
+        return self.objects.groupby("name").cumcount().to_numpy()
+
+    @cached_property
+    def exemplars(self) -> list[int]:
+        """Object photos that go into the memory during training."""
+        limit = self.recipe["data"]["exemplars_per_name"]
+        names = self.objects["name"]
+        return [i for i in range(len(names)) if self.object_ranks[i] < limit and names[i] not in self.held_out_names]
+
+    @cached_property
+    def training_objects(self) -> list[int]:
+        """Object photos that are trained on: no held-out name, and not the photos that test known names."""
+        limit, test = self.recipe["data"]["exemplars_per_name"], self.recipe["data"]["held_out_exemplars"]
+        counts = self.objects["name"].map(self.objects["name"].value_counts()).to_numpy()
+        tested = (counts >= limit + test) & (self.object_ranks >= limit) & (self.object_ranks < limit + test)
+        names = self.objects["name"]
+        return [i for i in range(len(names)) if names[i] not in self.held_out_names and not tested[i]]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """General names: those of the list and of the objects, without the held-out ones."""
+        listed = read_names(self.folder / self.recipe["data"]["names"])
+        return sorted({*listed, *(name.lower() for name in self.objects["name"])} - self.held_out_names)
+
+    # Text
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Tokenizer of captions and names."""
+        folder = self.work / "tokenizer"
+        if not folder.is_dir():
+            settings = self.recipe["tokenizer"]
+            train_caption_tokenizer(self.corpus, self.names, **settings).save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
+
+    @cached_property
+    def simulator(self) -> SceneTextSimulator:
+        """Guesses scene lists for captions; sees no held-out photo."""
+        return SceneTextSimulator([self.captions[i] for i in self.training_photos], self.corpus)
+
+    @cached_property
+    def training_photos(self) -> list[int]:
+        """Captioned photos that are trained on."""
+        return [i for i in range(len(self.photos)) if i not in self.held_out_photos]
+
+    @cached_property
+    def simulated(self) -> dict[str, np.ndarray]:
+        """Scene lists for the corpus, and the nearest photo of each caption with its similarity."""
+        path = self.work / "simulated.npz"
+        if not path.exists():
+            lists, nearest, closeness = self.simulator.simulate(self.corpus, NOISES, seed=self.recipe["seed"])
+            nearest = np.array(self.training_photos)[nearest]
+            np.savez(path, lists=lists, nearest=nearest, closeness=closeness)
+        return dict(np.load(path))
+
+    @cached_property
+    def name_source(self) -> NameSource:
+        """Names of every kind."""
+        counts = Counter(word for caption in self.corpus for word in set(content_words(caption)))
+        words = sorted(word for word, count in counts.items() if count >= 2)
+        return NameSource(self.names, words, self.tokenizer)
+
+    def exercises(self, num_items: int, seed: int) -> NamedCaptionExercises:
+        """Text exercises."""
+        nouns = {name for name in self.names if " " not in name} | set(PEOPLE_AND_DOGS)
+        lists, words = self.simulated["lists"], self.simulator.words
+        return NamedCaptionExercises(self.corpus, lists, words, nouns, self.name_source, num_items, seed)
+
+    # Stages
+
+    def stage_settings(self, stage: str) -> tuple[StageSettings, dict[str, Any]]:
+        """Numbers of a stage for the trainer, and those that only the stage knows."""
+        known = {field.name for field in dataclasses.fields(StageSettings)}
+        numbers = {"seed": self.recipe["seed"], **self.recipe["stages"][stage]}
+        own = {name: value for name, value in numbers.items() if name not in known}
+        return StageSettings(**{name: value for name, value in numbers.items() if name in known}), own
+
+    def language(self) -> Path:
+        """Stage 1: a language model of captions."""
+        result = self.work / "language"
+        if (result / "config.json").exists():
+            return result
+        settings, own = self.stage_settings("language")
+        tokenizer = self.tokenizer
+        texts = self.corpus + [caption for i in self.training_photos for caption in self.captions[i]] * 2
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        rows = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in ids]
+        blocks = PackedCaptions(rows, own["block_length"], settings.steps * settings.batch_size, settings.seed)
+        torch.manual_seed(settings.seed)
+        config = self.model_config().text_config
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        run_stage(model, blocks, collate_packed, settings, self.work / "language-checkpoints")
+        model.save_pretrained(result)
+        return result
+
+    def names_as_text(self) -> Path:
+        """Stage 2: the language model writes from lists of names."""
+        result = self.work / "names"
+        if (result / "config.json").exists():
+            return result
+        settings, _ = self.stage_settings("names")
+        model = AutoModelForCausalLM.from_pretrained(self.language(), attn_implementation="eager")
+        exercises = self.exercises(settings.steps * settings.batch_size, settings.seed)
+        collator = NamesAsTextCollator(self.tokenizer, self.recipe["model"]["max_name_length"], 24)
+        run_stage(model, exercises, collator, settings, self.work / "names-checkpoints")
+        model.save_pretrained(result)
+        return result
+
+    def model_config(self) -> EVCapConfig:
+        """Configuration of the captioner."""
+        tokenizer = self.tokenizer
+        text = {
+            **self.recipe["model"]["text_config"],
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+        fields = {**self.recipe["model"], "text_config": text, "vision_config": self.recipe["vision"]["config"]}
+        config = EVCapConfig(**fields, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+        config._attn_implementation = "eager"  # the fastest at these sizes on a CPU
+        return config
+
+    def vision_model(self) -> Any:
+        """The frozen vision encoder with its published weights."""
+        from transformers import AutoModel
+
+        fields = dict(self.recipe["vision"]["config"])
+        model = AutoModel.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+        published = torch.load(self.vision_weights, map_location="cpu", weights_only=True)
+        model.load_state_dict(convert_efficientnet_lite_state_dict(published))
+        return model.eval()
+
+    def image_processor(self) -> EfficientNetLiteImageProcessor:
+        """Squashes a photo to the encoder's square, so that nothing of a scene is cut off."""
+        side = self.recipe["vision"]["config"]["image_size"]
+        return EfficientNetLiteImageProcessor(size={"height": side, "width": side}, do_center_crop=False)
+
+    @cached_property
+    def features(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cached vision features of the captioned photos and of the objects."""
+        side = self.recipe["vision"]["config"]["image_size"]
+        vision, tables = self.recipe["vision"], {"captions": self.photos, "objects": self.objects}
+        views = {"captions": vision["caption_views"], "objects": vision["object_views"]}
+        model: Any = None
+        caches = []
+        for name, table in tables.items():
+            path = self.work / f"{name}.npy"
+            if model is None:
+                model = self.vision_model().to(torch.bfloat16, memory_format=torch.channels_last)
+            caches.append(
+                cache_vision_features(
+                    model, self.image_processor(), table["image"].tolist(), open_photo, path, views[name], side
+                )
+            )
+        return caches[0], caches[1]
+
+    def start_model(self) -> EVCapForConditionalGeneration:
+        """A captioner with the vision encoder, the retrieval space and the language model in place."""
+        torch.manual_seed(self.recipe["seed"])
+        model = EVCapForConditionalGeneration(self.model_config())
+        model.vision_model.load_state_dict(self.vision_model().state_dict())
+        model.language_model.load_state_dict(AutoModelForCausalLM.from_pretrained(self.names_as_text()).state_dict())
+        model.name_tokenizer = self.tokenizer
+        photos, objects = self.features
+        shown = [i for i in range(len(self.objects)) if self.objects["name"][i] not in self.held_out_names]
+        pooled = [
+            model.vision_space.pool(torch.from_numpy(cache[chosen[i : i + 128], 0]).float())[:, 0]
+            for cache, chosen in ((objects, shown), (photos, self.training_photos))
+            for i in range(0, len(chosen), 128)
+        ]
+        model.vision_space.fit(torch.cat(pooled))
+        return model
+
+    def aligned(self) -> EVCapForConditionalGeneration:
+        """Stage 3: the fusion Q-Former reads names as the language model does."""
+        model = self.start_model()
+        result = self.work / "aligned.pt"
+        if result.exists():
+            model.load_state_dict(torch.load(result, weights_only=True))
+            return model
+        numbers = self.recipe["stages"]["alignment"]
+        initialize_name_copying(model, self.recipe["seed"])
+        rng, exercises, lists = random.Random(3), self.exercises(10**6, seed=3), []
+        limit = self.recipe["model"]["max_name_length"]
+        for item in range(4000):
+            drawn = (
+                exercises[item]["names"] if item % 2 else [self.name_source(rng) for _ in range(rng.randint(1, 12))]
+            )
+            lists.append(join_names(drawn, self.tokenizer.sep_token_id, limit))
+        error = align_names_with_words(model, lists, **numbers, seed=self.recipe["seed"])
+        logger.info("alignment: relative error %.4f", error)
+        torch.save(model.state_dict(), result)
+        return model
+
+    @torch.no_grad()
+    def retrieval_queries(self, model: EVCapForConditionalGeneration, features: np.ndarray) -> torch.Tensor:
+        """Retrieval queries of cached features `(photos, num_patches, hidden_size)`."""
+        parts = [torch.from_numpy(np.asarray(features[i : i + 128])).float() for i in range(0, len(features), 128)]
+        return torch.cat([model.vision_space(part) for part in parts])
+
+    def retrieved(self, model: EVCapForConditionalGeneration) -> tuple[list[list[list[str]]], list[list[list[str]]]]:
+        """Names that the training memory gives for each view of each photo, which never retrieves itself."""
+        photos, objects = self.features
+        scenes = [
+            (i, word) for i, row in zip(self.training_photos, self.simulator.scene_words, strict=True) for word in row
+        ]
+        keys = {
+            "object": self.retrieval_queries(model, objects[:, 0])[:, 0],
+            "scene": self.retrieval_queries(model, photos[:, 0])[:, 0],
+        }
+        names = [self.objects["name"][i] for i in self.exemplars] + [word for _, word in scenes]
+        owners = [f"object-{i}" for i in self.exemplars] + [f"scene-{i}" for i, _ in scenes]
+        memory = VisualNameMemory.from_rows(
+            names,
+            torch.cat([keys["object"][self.exemplars], keys["scene"][[i for i, _ in scenes]]]),
+            kind=["object"] * len(self.exemplars) + ["scene"] * len(scenes),
+            photo=owners,
+        )
+        model.set_memory(memory)
+        rows = defaultdict(list)
+        for row, owner in enumerate(owners):
+            rows[owner].append(row)
+        results = []
+        for kind, cache in (("scene", photos), ("object", objects)):
+            by_view = []
+            for view in range(cache.shape[1]):
+                queries, lists = self.retrieval_queries(model, cache[:, view]), []
+                for start in range(0, len(queries), 128):
+                    own = [rows[f"{kind}-{i}"] for i in range(start, min(start + 128, len(queries)))]
+                    width = max(1, *map(len, own))
+                    excluded = torch.tensor([row + [-1] * (width - len(row)) for row in own])
+                    lists += model.retrieve_names(queries[start : start + 128], excluded).names
+                by_view.append(lists)
+            results.append([list(views) for views in zip(*by_view, strict=True)])
+        model.set_memory(None)
+        return results[0], results[1]
+
+    def joint(self) -> EVCapForConditionalGeneration:
+        """Stage 4: photos, borrowed captions, objects and text together."""
+        model = self.aligned()
+        result = self.work / "joint.pt"
+        if result.exists():
+            model.load_state_dict(torch.load(result, weights_only=True))
+            return model
+        settings, own = self.stage_settings("joint")
+        scene_names, object_names = self.retrieved(model)
+        photos, objects = self.features
+        labels = [normalize_name(name) for name in self.objects["name"]]
+        known, slots = set(labels), self.recipe["model"]["retrieval_options"]["object_slots"]
+
+        def leading_objects(names: list[str]) -> int:
+            return next((i for i, name in enumerate(names[:slots]) if name not in known), min(slots, len(names)))
+
+        close = self.simulated["closeness"] > own["borrowed_similarity"]
+        borrowed = [(int(self.simulated["nearest"][i]), self.corpus[i]) for i in np.flatnonzero(close)]
+        counts = [[leading_objects(names) for names in views] for views in object_names]
+        mixture = CaptionMixture(
+            CaptionedPhotos(photos, self.captions, scene_names, self.training_photos),
+            borrowed,
+            NamedPhotos(objects, labels, object_names, counts, self.training_objects),
+            self.exercises(10**7, seed=2),
+            self.name_source,
+            settings.steps * settings.batch_size,
+            settings.seed,
+        )
+        config = model.config
+        collator = CaptionCollator(
+            self.tokenizer,
+            config.image_token_id,
+            config.num_prefix_tokens,
+            config.max_name_length,
+            24,
+            CachedFeatures(*photos.shape[2:], own["cell_dropout"]),
+            [self.tokenizer.bos_token_id],
+        )
+        run_stage(model, mixture, collator, settings, self.work / "joint-checkpoints")
+        torch.save(model.state_dict(), result)
+        return model
+
+    # Result
+
+    def processor(self) -> EVCapProcessor:
+        """Processor of the captioner: the photo's vectors, then the start of a caption."""
+        model = self.recipe["model"]
+        return EVCapProcessor(
+            self.image_processor(),
+            self.tokenizer,
+            self.tokenizer,
+            num_prefix_tokens=model["num_query_tokens"] + model["num_name_query_tokens"],
+            prompt_template="{image}" + self.tokenizer.bos_token,
+            prompt="",
+            caption_end=self.tokenizer.eos_token,
+            add_bos_token=False,
+        )
+
+    def memory(self, model: EVCapForConditionalGeneration, processor: EVCapProcessor) -> VisualNameMemory:
+        """The memory that ships: exemplars of every name, and all captioned photos under their words."""
+        from .caption_text import shared_words
+
+        limit = self.recipe["data"]["exemplars_per_name"]
+        rows: list[dict[str, Any]] = []
+        for i, row in enumerate(self.objects.to_dict("records")):
+            if self.object_ranks[i] < limit:
+                source = row.get("source")
+                rows.append({"image": row["image"], "names": [row["name"]], "source": source, "kind": "object"})
+        for i, row in enumerate(self.photos.to_dict("records")):
+            words = shared_words(self.captions[i])
+            rows.append({"image": row["image"], "names": words, "source": row.get("source"), "kind": "scene"})
+        columns: dict[str, list[Any]] = {"name": [], "kind": [], "source": [], "photo": []}
+        keys = []
+        for start in range(0, len(rows), 32):
+            batch = rows[start : start + 32]
+            encoded = model.encode_memory_keys(processor, [open_photo(row["image"]) for row in batch])
+            for row, key in zip(batch, encoded.half().float(), strict=True):  # half: a smaller file, the same ranking
+                photo = hashlib.sha256(row["image"]["bytes"]).hexdigest()[:16]
+                for name in row["names"]:
+                    keys.append(key)
+                    for column, value in (
+                        ("name", name),
+                        ("kind", row["kind"]),
+                        ("source", row["source"]),
+                        ("photo", photo),
+                    ):
+                        columns[column].append(value)
+        names = columns.pop("name")
+        return VisualNameMemory.from_rows(
+            names,
+            torch.stack(keys),
+            encoder_fingerprint=model.encoder_fingerprint,
+            query_tokens_hash=model.query_tokens_hash,
+            **columns,
+        )
+
+    def export(self, output: str | Path) -> Path:
+        """
+        Runs what is missing and writes the finished repo: weights in float16, processor, memory.
+
+        Args:
+            output (`str` or `Path`): Folder of the repo.
+        """
+        started = time.time()
+        output = Path(output)
+        model = self.joint().eval()
+        processor = self.processor()
+        generation = model.generation_config
+        generation.update(
+            **self.recipe["generation"],
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            bos_token_id=self.tokenizer.bos_token_id,
+        )
+        # The keys must be those of the weights that ship, so they go through float16 first.
+        model.to(torch.float16).to(torch.float32)
+        model.set_memory(self.memory(model, processor), self.tokenizer)
+        model.to(torch.float16).save_pretrained(output)
+        processor.save_pretrained(output)
+        logger.info("wrote %s in %.0f s", output, time.time() - started)
+        return output
