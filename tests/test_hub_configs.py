@@ -1,0 +1,61 @@
+"""The ready-made repos in hub_configs/: every file is loaded, and the sizes are the paper's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoConfig, GenerationConfig
+
+from hf_evcap import EVCapConfig, EVCapForConditionalGeneration, EVCapProcessor
+
+
+HUB_CONFIGS = Path(__file__).parent.parent / "hub_configs"
+FULL_SIZE = ["evcap-vicuna-13b", "evcap-vicuna-7b"]
+
+
+@pytest.mark.parametrize(("name", "trainable"), [("evcap-vicuna-13b", 3_968_000), ("evcap-vicuna-7b", 3_180_544)])
+def test_trainable_parameters_on_the_meta_device(name: str, trainable: int) -> None:
+    config = AutoConfig.from_pretrained(HUB_CONFIGS / name)
+    assert type(config) is EVCapConfig
+    with torch.device("meta"):
+        model = EVCapForConditionalGeneration(config)
+    assert model.freeze_for_training("paper") == trainable
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names == {"query_tokens", "name_query_tokens", "language_projection.weight", "language_projection.bias"}
+
+
+def test_13b_is_the_papers_model() -> None:
+    shipped = EVCapConfig.from_pretrained(HUB_CONFIGS / "evcap-vicuna-13b").to_dict()
+    default = EVCapConfig(image_token_id=32000).to_dict()
+    for part in ("architectures", "transformers_version", "text_config"):
+        shipped.pop(part, None), default.pop(part, None)
+    assert shipped == default
+    config = EVCapConfig.from_pretrained(HUB_CONFIGS / "evcap-vicuna-13b")
+    sizes = config.text_config.hidden_size, config.text_config.num_hidden_layers, config.text_config.vocab_size
+    assert sizes == (5120, 40, 32000)
+    assert config.num_prefix_tokens == 40
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_decoding_is_the_references(name: str) -> None:
+    generation = GenerationConfig.from_pretrained(HUB_CONFIGS / name)
+    assert (generation.num_beams, generation.max_new_tokens, generation.do_sample) == (5, 32, False)
+    assert set(generation.eos_token_id) == {2, 13, 869, 29889}  # </s>, newline, " ." and "." of LLaMA's vocabulary
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_processor_config_has_the_references_prompt_and_pixels(name: str) -> None:
+    settings, _ = EVCapProcessor.get_processor_dict(HUB_CONFIGS / name)
+    text = settings["prompt_template"].replace("{prompt}", settings["prompt"])
+    assert text == "###Human: <Img>{image}</Img> Describe this image in detail. ###Assistant: "
+    assert settings["num_prefix_tokens"] == 40
+    assert settings["image_processor"]["size"] == {"height": 224, "width": 224}
+
+
+@pytest.mark.parametrize("card", sorted(HUB_CONFIGS.glob("*/README.md")), ids=lambda path: path.parent.name)
+def test_cards_have_valid_metadata(card: Path) -> None:
+    loaded = ModelCard.load(card)
+    assert loaded.data.license
