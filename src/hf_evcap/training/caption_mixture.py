@@ -23,12 +23,14 @@ class CaptionedPhotos:
         captions (`list[list[str]]`): Normalised captions of each photo.
         names (`list[list[list[str]]]`): Retrieved names by photo and view, best first.
         chosen (`list[int]`): Photos that training may use.
+        weights (`list[list[float]]`): How often each caption is drawn; see [`~caption_text.agreement_weights`].
     """
 
     features: np.ndarray
     captions: list[list[str]]
     names: list[list[list[str]]]
     chosen: list[int]
+    weights: list[list[float]]
 
 
 @dataclass
@@ -98,7 +100,8 @@ class CaptionMixture:
         kind = rng.choices(range(4), self.weights)[0]
         if kind == 0:
             photo = rng.choice(self.photos.chosen)
-            return self._scene(photo, rng.choice(self.photos.captions[photo]), rng)
+            caption = rng.choices(self.photos.captions[photo], self.photos.weights[photo])[0]
+            return self._scene(photo, caption, rng)
         if kind == 1:
             photo, caption = rng.choice(self.borrowed)
             return self._scene(photo, caption, rng)

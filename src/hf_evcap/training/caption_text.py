@@ -50,6 +50,27 @@ def shared_words(captions: Sequence[str], min_captions: int = 2) -> list[str]:
     return [word for word, count in counts.most_common() if count >= min(min_captions, len(captions))]
 
 
+def agreement_weights(captions: Sequence[str], sharpness: float = 2.0) -> list[float]:
+    """
+    Weights of one photo's captions by how much their content words agree: what most people say is learned first.
+
+    Args:
+        captions (`Sequence[str]`): Captions of one photo, normalised.
+        sharpness (`float`, *optional*, defaults to 2.0): 0 weighs all alike.
+
+    Returns:
+        `list[float]`: Exponentials of the mean F1 of words with the other captions, relative to the photo's mean.
+    """
+    words = [set(content_words(caption)) for caption in captions]
+    means = []
+    for number, own in enumerate(words):
+        others = [other for index, other in enumerate(words) if index != number]
+        shared = [2 * len(own & other) / max(1, len(own) + len(other)) for other in others]
+        means.append(sum(shared) / max(1, len(shared)))
+    centre = sum(means) / len(means)
+    return [float(np.exp(sharpness * (mean - centre) / max(centre, 1e-3))) for mean in means]
+
+
 def read_captions(path: str | Path) -> list[str]:
     """Reads a text file (`.gz` or plain) of one caption a line, normalised; empty lines are left out."""
     path = Path(path)

@@ -83,5 +83,5 @@ def cache_vision_features(
         progress.write_text(str(start + len(batch)))
     if cache is None:
         cache = np.load(path, mmap_mode="r+")
-    cache.flush()
+    del cache  # flushes
     return np.load(path, mmap_mode="r")

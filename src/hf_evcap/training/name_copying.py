@@ -1,4 +1,4 @@
-"""Starts the fusion Q-Former as a reader: object-name query i hands on name token i, so that any name can be copied."""
+"""Starts the fusion Q-Former as a reader: object-name query i hands on name token i, so any name can be copied."""
 
 from __future__ import annotations
 

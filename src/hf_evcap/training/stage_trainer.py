@@ -76,7 +76,7 @@ class AverageWeights(TrainerCallback):
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Takes the step's weights into the average; the decay grows with the steps, so that the start is forgotten."""
+        """Takes the weights into the average; the decay grows with the steps, so that the start is forgotten."""
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 10))
         for name, weight in model.named_parameters():
@@ -106,6 +106,9 @@ class AverageWeights(TrainerCallback):
 
 class StageTrainer(Trainer):
     """A `Trainer` for one stage; see [`StageSettings`]. Data is read in order, exercises being drawn by item."""
+
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(self, *args: Any, settings: StageSettings, **kwargs: Any) -> None:
         self.settings = settings

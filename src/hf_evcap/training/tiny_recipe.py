@@ -28,7 +28,14 @@ from ..modeling_evcap import EVCapForConditionalGeneration
 from ..processing_evcap import EVCapProcessor
 from ..retrieval_evcap import normalize_name
 from .caption_mixture import CachedFeatures, CaptionedPhotos, CaptionMixture, NamedPhotos
-from .caption_text import SceneTextSimulator, content_words, normalize_caption, read_captions
+from .caption_text import (
+    SceneTextSimulator,
+    agreement_weights,
+    content_words,
+    normalize_caption,
+    read_captions,
+    shared_words,
+)
 from .caption_tokenizer import train_caption_tokenizer
 from .data_collator import CaptionCollator, NamesAsTextCollator, join_names
 from .feature_cache import cache_vision_features
@@ -114,7 +121,10 @@ class TinyRecipe:
     def held_out_names(self) -> set[str]:
         """Names never shown in training, drawn from those with at least 20 photos."""
         counts = self.objects["name"].value_counts()
-        pool = sorted(name for name in counts.index if counts[name] >= 20)
+        unfit = set(self.recipe["data"].get("never_held_out_sources", ()))
+        if unfit:
+            unfit = set(self.objects["name"][self.objects["source"].isin(unfit)])
+        pool = sorted(name for name in counts.index if counts[name] >= 20 and name not in unfit)
         return set(random.Random(7).sample(pool, min(self.recipe["data"]["held_out_names"], len(pool))))
 
     @cached_property
@@ -376,9 +386,10 @@ class TinyRecipe:
 
         close = self.simulated["closeness"] > own["borrowed_similarity"]
         borrowed = [(int(self.simulated["nearest"][i]), self.corpus[i]) for i in np.flatnonzero(close)]
+        weights = [agreement_weights(captions) for captions in self.captions]
         counts = [[leading_objects(names) for names in views] for views in object_names]
         mixture = CaptionMixture(
-            CaptionedPhotos(photos, self.captions, scene_names, self.training_photos),
+            CaptionedPhotos(photos, self.captions, scene_names, self.training_photos, weights),
             borrowed,
             NamedPhotos(objects, labels, object_names, counts, self.training_objects),
             self.exercises(10**7, seed=2),
@@ -393,7 +404,7 @@ class TinyRecipe:
             config.num_prefix_tokens,
             config.max_name_length,
             24,
-            CachedFeatures(*photos.shape[2:], own["cell_dropout"]),
+            CachedFeatures(photos.shape[2], photos.shape[3], own["cell_dropout"]),
             [self.tokenizer.bos_token_id],
         )
         run_stage(model, mixture, collator, settings, self.work / "joint-checkpoints")
@@ -418,8 +429,6 @@ class TinyRecipe:
 
     def memory(self, model: EVCapForConditionalGeneration, processor: EVCapProcessor) -> VisualNameMemory:
         """The memory that ships: exemplars of every name, and all captioned photos under their words."""
-        from .caption_text import shared_words
-
         limit = self.recipe["data"]["exemplars_per_name"]
         rows: list[dict[str, Any]] = []
         for i, row in enumerate(self.objects.to_dict("records")):
@@ -429,7 +438,7 @@ class TinyRecipe:
         for i, row in enumerate(self.photos.to_dict("records")):
             words = shared_words(self.captions[i])
             rows.append({"image": row["image"], "names": words, "source": row.get("source"), "kind": "scene"})
-        columns: dict[str, list[Any]] = {"name": [], "kind": [], "source": [], "photo": []}
+        columns: dict[str, Any] = {"name": [], "kind": [], "source": [], "photo": []}
         keys = []
         for start in range(0, len(rows), 32):
             batch = rows[start : start + 32]
