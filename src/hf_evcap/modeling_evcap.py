@@ -355,10 +355,12 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
 
     @property
     def retriever(self) -> NameRetriever | None:
-        """[`NameRetriever`] or `None`: The attached memory, ready for search; made anew after every edit."""
-        if self._memory is not None and (self._retriever is None or self._retriever.stale):
+        """[`NameRetriever`] or `None`: The attached memory, ready for search; it follows edits of the memory."""
+        if self._memory is None:
+            return None
+        if self._retriever is None or self._retriever.stale:
             self._retriever = NameRetriever(self._memory, self.name_tokenizer, self.config.max_name_length)
-        return self._retriever
+        return self._retriever.to(self._retriever.device)
 
     @torch.no_grad()
     def retrieve_names(

@@ -60,24 +60,33 @@ class NameTokens:
                 "The name tokenizer has no sep_token to stand between names; set one, for example "
                 "`tokenizer.add_special_tokens({'sep_token': '[SEP]'})`."
             )
-        encoded: list[list[int]] = []
-        if names:
-            # Special tokens inside a name ("[SEP]") are spelled out: a name cannot pass for two.
-            encoded = tokenizer(
-                list(names),
-                add_special_tokens=False,
-                truncation=True,
-                max_length=max_length,
-                split_special_tokens=True,
-            )["input_ids"]
-        lengths = torch.tensor([len(ids) for ids in encoded], dtype=torch.long)
-        self.tokens = torch.tensor([token for ids in encoded for token in ids] or [0], dtype=torch.long)
-        self.lengths = lengths
-        self.offsets = torch.cumsum(lengths, 0) - lengths
+        self.tokens = torch.zeros(1, dtype=torch.long)
+        self.lengths = torch.zeros(0, dtype=torch.long)
+        self.offsets = torch.zeros(0, dtype=torch.long)
         self.max_length = max_length
         self.sep_token_id: int = tokenizer.sep_token_id
         self.cls_token_id: int | None = tokenizer.cls_token_id
         self.pad_token_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.sep_token_id
+        self.extend(names, tokenizer)
+
+    def extend(self, names: Sequence[str], tokenizer: Any) -> None:
+        """Adds names, tokenised by the same tokenizer."""
+        if not names:
+            return
+        # Special tokens inside a name ("[SEP]") are spelled out: a name cannot pass for two.
+        encoded = tokenizer(
+            list(names),
+            add_special_tokens=False,
+            truncation=True,
+            max_length=self.max_length,
+            split_special_tokens=True,
+        )["input_ids"]
+        device = self.tokens.device
+        lengths = torch.tensor([len(ids) for ids in encoded], dtype=torch.long, device=device)
+        tokens = torch.tensor([token for ids in encoded for token in ids], dtype=torch.long, device=device)
+        self.offsets = torch.cat([self.offsets, len(self.tokens) + torch.cumsum(lengths, 0) - lengths])
+        self.lengths = torch.cat([self.lengths, lengths])
+        self.tokens = torch.cat([self.tokens, tokens])
 
     def to(self, device: torch.device) -> NameTokens:
         """Moves the table to a device, in place."""
@@ -137,67 +146,131 @@ def keep_first(kept: torch.BoolTensor, k: int, *values: torch.Tensor, fill: Sequ
     return [torch.where(present, value.gather(1, order), filler) for value, filler in zip(values, fill, strict=True)]
 
 
+class GrowingRows:
+    """A tensor with a value a row, to which rows are added without copying the others each time."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._room = values
+        self.values = values
+
+    def extend(self, values: torch.Tensor) -> None:
+        """Adds rows at the end."""
+        start, stop = len(self.values), len(self.values) + len(values)
+        if stop > len(self._room):
+            room = self._room.new_empty(stop + stop // 2)
+            room[:start] = self.values
+            self._room = room
+        self._room[start:stop] = values.to(self._room.device)
+        self.values = self._room[:stop]
+
+    def to(self, device: torch.device) -> None:
+        """Moves to a device, in place."""
+        self._room = self.values = self.values.to(device)
+
+
 class NameRetriever:
     """
     A memory attached to a model: keys ready for search, names normalised and tokenised once.
 
-    Rebuilt whenever the memory's rows change, so an edited memory is never searched with stale names.
+    Follows the memory: rows that were added to it are added here, after any other edit it is made anew, so an edited
+    memory is never searched with stale names.
 
     Args:
         memory ([`VisualNameMemory`]): The memory.
         name_tokenizer: Tokenizer of the fusion Q-Former.
         max_name_length (`int`): Tokens at which joined names are cut.
+        name_column (`str`, *optional*, defaults to `"name"`):
+            Column of the memory that words the names, for example `name_ko`; rows that lack it keep their `name`.
     """
 
-    def __init__(self, memory: VisualNameMemory, name_tokenizer: Any, max_name_length: int) -> None:
+    def __init__(
+        self, memory: VisualNameMemory, name_tokenizer: Any, max_name_length: int, name_column: str = "name"
+    ) -> None:
         self.memory = memory
-        self.table = memory.table
-        names = memory.table["name"].combine_chunks().dictionary_encode()
-        name_ids: dict[str, int] = {}
-        of_distinct = [name_ids.setdefault(normalize_name(n), len(name_ids)) for n in names.dictionary.to_pylist()]
-        self.names = list(name_ids)
-        self.row_names = torch.tensor(of_distinct, dtype=torch.long)[torch.from_numpy(names.indices.to_numpy().copy())]
-        self.tokens = NameTokens(self.names, name_tokenizer, max_name_length)
-        self.exact = memory.index_factory == "Flat"
-        self.keys = torch.nn.functional.normalize(torch.from_numpy(memory.keys), dim=-1) if self.exact else None
-        self.keys_of_kind: dict[str, torch.Tensor] = {}
+        self.name_tokenizer = name_tokenizer
+        self.name_column = name_column
+        self.origin = memory.origin
+        self.rows = 0
+        self.device = torch.device("cpu")
+        self._name_ids: dict[str, int] = {}
+        self.names: list[str] = []
+        self.tokens = NameTokens([], name_tokenizer, max_name_length)
+        self._row_names = GrowingRows(torch.zeros(0, dtype=torch.long))
+        self.exact = memory.exact
+        self._follow()
+
+    @property
+    def row_names(self) -> torch.LongTensor:
+        """`torch.LongTensor` of shape `(rows,)`: Place of each row's name in `names`."""
+        return self._row_names.values
+
+    @property
+    def stale(self) -> bool:
+        """`bool`: Whether the memory was edited since, otherwise than by adding rows."""
+        return self.memory.origin is not self.origin or self.memory.exact != self.exact
+
+    def _follow(self) -> None:
+        """Takes up the memory's rows that are new; the work is in proportion to them."""
+        memory, start = self.memory, self.rows
+        if self.name_column == "name":
+            names = memory.columns["name"].slice(start).combine_chunks()
+        else:
+            names = memory.names_in(self.name_column).slice(start)
+        encoded = names.dictionary_encode()
+        normalized = [normalize_name(name) for name in encoded.dictionary.to_pylist()]
+        unseen = [name for name in dict.fromkeys(normalized) if name not in self._name_ids]
+        self._name_ids.update({name: len(self.names) + place for place, name in enumerate(unseen)})
+        self.names.extend(unseen)
+        self.tokens.extend(unseen, self.name_tokenizer)
+        of_distinct = torch.tensor([self._name_ids[name] for name in normalized], dtype=torch.long)
+        self._row_names.extend(of_distinct[torch.from_numpy(encoded.indices.to_numpy().astype("int64"))])
+        self.rows = len(memory)
+        self.keys: torch.Tensor | None = None
+        self.key_scale: torch.Tensor | None = None
+        if self.exact:
+            self.keys = torch.from_numpy(memory.key_rows.array).float().to(self.device)
+            self.key_scale = torch.from_numpy(memory.key_rows.scale).to(self.device)
+        self._pool_cache: dict[str, Any] = {}
         self._read_kinds()
 
     def _read_kinds(self) -> None:
         """Splits rows by the column `kind`: exemplars of objects, and photos of scenes with the words said of them."""
-        kinds = ["object"] * len(self.row_names)
-        if "kind" in self.table.column_names:
-            kinds = [kind or "object" for kind in self.table["kind"].to_pylist()]
+        columns, kinds = self.memory.columns, ["object"]
+        if "kind" in columns.column_names:
+            encoded = columns["kind"].combine_chunks().cast("string").fill_null("object").dictionary_encode()
+            kinds = [kind or "object" for kind in encoded.dictionary.to_pylist()] or kinds
         self.kinds = sorted(set(kinds))
-        number = {kind: index for index, kind in enumerate(self.kinds)}
-        self.row_kinds = torch.tensor([number[kind] for kind in kinds], dtype=torch.long)
-        self.pools: dict[str | None, torch.LongTensor] = {None: torch.arange(len(kinds))}
-        self.pools.update({kind: (self.row_kinds == number[kind]).nonzero()[:, 0] for kind in self.kinds})
-        scenes = self.pools.get("scene", torch.zeros(0, dtype=torch.long))
-        photos = len(scenes)
-        if "photo" in self.table.column_names and photos:
-            photos = len({photo for photo in self.table["photo"].take(scenes.numpy()).to_pylist()})
-        counts = torch.bincount(self.row_names[scenes], minlength=len(self.names))
-        self.document_frequency = counts / max(photos, 1)
-
-    def kind_number(self, kind: str) -> int:
-        """Number that stands for a kind in `row_kinds`; -1 if the memory has no such row."""
-        return self.kinds.index(kind) if kind in self.kinds else -1
+        self.pools: dict[str, torch.LongTensor | None] = {kind: None for kind in self.kinds}  # None: all rows
+        if len(self.kinds) > 1:
+            number = torch.tensor([self.kinds.index(kind) for kind in kinds])
+            row_kinds = number[torch.from_numpy(encoded.indices.to_numpy().astype("int64"))].to(self.device)
+            self.pools = {kind: (row_kinds == place).nonzero()[:, 0] for place, kind in enumerate(self.kinds)}
+        scenes = self.pools["scene"] if "scene" in self.pools else torch.arange(0, device=self.device)
+        scene_names = self.row_names if scenes is None else self.row_names[scenes]
+        self.num_photos = len(scene_names)
+        if "photo" in columns.column_names and self.num_photos:
+            photos = columns["photo"] if scenes is None else columns["photo"].take(scenes.cpu().numpy())
+            self.num_photos = len(set(photos.to_pylist()))
+        self.scene_counts = torch.bincount(scene_names, minlength=len(self.names))
 
     @property
-    def stale(self) -> bool:
-        """`bool`: Whether the memory was edited since."""
-        return self.memory.table is not self.table
+    def document_frequency(self) -> torch.Tensor:
+        """`torch.Tensor` of shape `(names,)`: Share of the scene photos of which each name is said."""
+        return self.scene_counts / max(self.num_photos, 1)
 
     def to(self, device: torch.device) -> NameRetriever:
-        """Moves keys and tokens to a device, in place."""
-        if self.row_names.device != device:
+        """Takes up what was added to the memory, and moves keys and tokens to a device, in place."""
+        if len(self.memory) != self.rows:
+            self._follow()
+        if self.device != device:
+            self.device = device
             self.tokens.to(device)
-            for table in ("row_names", "row_kinds", "document_frequency"):
-                setattr(self, table, getattr(self, table).to(device))
-            self.pools = {kind: rows.to(device) for kind, rows in self.pools.items()}
-            self.keys = None if self.keys is None else self.keys.to(device)
-            self.keys_of_kind.clear()
+            self._row_names.to(device)
+            self.scene_counts = self.scene_counts.to(device)
+            self.pools = {kind: None if rows is None else rows.to(device) for kind, rows in self.pools.items()}
+            if self.exact:
+                self.keys, self.key_scale = self.keys.to(device), self.key_scale.to(device)
+            self._pool_cache.clear()
         return self
 
     def nearest(
@@ -224,37 +297,45 @@ class NameRetriever:
             `scores` and `row_ids` of shape `(batch_size, num_queries, at most k)`, best first. A row that must not be
             used has the score -inf.
         """
-        pool = self.pools.get(kind)
-        wanted = min(k + (0 if exclude_rows is None else exclude_rows.shape[1]), 0 if pool is None else len(pool))
+        pool = self.pools.get(kind, torch.arange(0)) if kind is not None else None
+        rows_there = self.rows if pool is None else len(pool)
+        wanted = min(k + (0 if exclude_rows is None else exclude_rows.shape[1]), rows_there)
         if wanted == 0:
             shape = (len(queries), 1 if any_query else queries.shape[1], 0)
             return queries.new_zeros(shape, dtype=torch.float), queries.new_zeros(shape, dtype=torch.long)
         if self.exact:
-            queries = torch.nn.functional.normalize(queries.float(), dim=-1)
-            similarities = queries @ self._pool_keys(kind).T
+            keys, scale = self._pool_keys(kind, pool)
+            similarities = torch.nn.functional.normalize(queries.float(), dim=-1) @ keys.T * scale
             if any_query:
                 similarities = similarities.amax(dim=1, keepdim=True)
-            scores, places = similarities.topk(wanted, dim=-1)
-            rows = pool[places]
+            scores, rows = similarities.topk(wanted, dim=-1)
         else:
-            scores, rows = self._search_index(queries, wanted, any_query)
-            if kind is not None:
-                scores = scores.masked_fill(self.row_kinds[rows.clamp(min=0)] != self.kind_number(kind), -torch.inf)
+            scores, rows = self._search_index(queries, wanted, kind, pool, any_query)
+        if pool is not None:
+            rows = pool[rows]
         if exclude_rows is not None:
             excluded = (rows[..., None] == exclude_rows[:, None, None, :].to(rows.device)).any(-1)
             scores = scores.masked_fill(excluded, -torch.inf)
+        threshold = self.memory.min_similarity
+        if threshold is not None and kind != "scene":
+            scores = scores.masked_fill(scores < threshold, -torch.inf)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
         return scores[..., :k], rows.gather(-1, order)[..., :k]
 
-    def _pool_keys(self, kind: str | None) -> torch.Tensor:
-        if kind is None or len(self.kinds) == 1:
-            return self.keys
-        if kind not in self.keys_of_kind:
-            self.keys_of_kind[kind] = self.keys[self.pools[kind]]
-        return self.keys_of_kind[kind]
+    def _pool_keys(self, kind: str | None, pool: torch.LongTensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if pool is None:
+            return self.keys, self.key_scale
+        if kind not in self._pool_cache:
+            self._pool_cache[kind] = self.keys[pool], self.key_scale[pool]
+        return self._pool_cache[kind]
 
-    def _search_index(self, queries: torch.Tensor, k: int, any_query: bool) -> tuple[torch.Tensor, torch.LongTensor]:
-        found = self.memory.search(queries.reshape(-1, queries.shape[-1]), k)
+    def _search_index(
+        self, queries: torch.Tensor, k: int, kind: str | None, pool: torch.LongTensor | None, any_query: bool
+    ) -> tuple[torch.Tensor, torch.LongTensor]:
+        if pool is not None and kind not in self._pool_cache:
+            self._pool_cache[kind] = self.memory.key_rows.select(pool.cpu().numpy())
+        key_rows = None if pool is None else self._pool_cache[kind]
+        found = self.memory.search(queries.reshape(-1, queries.shape[-1]), k, key_rows)
         scores, rows = (torch.from_numpy(values).to(queries.device) for values in found)
         scores = scores.masked_fill(rows < 0, -torch.inf)  # an approximate index may find fewer
         if not any_query:

@@ -1,0 +1,231 @@
+"""Saving, loading and publishing retrieval stores as Hub dataset repos."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from transformers.utils import logging
+from typing_extensions import Self
+
+from .store_files import (
+    CARD_NAME,
+    DATA_FOLDER,
+    FORMAT_VERSION,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    data_files,
+    hash_columns,
+    read_columns,
+    read_keys,
+    read_manifest,
+    row_batches,
+    write_folder,
+    write_rows,
+)
+from .store_index import finds_own_rows, read_index, write_flat_index
+from .store_keys import check_keys
+
+
+logger = logging.get_logger(__name__)
+
+
+class HubStore:
+    """Files and Hub repos of a [`RetrievalStore`], which this is a part of."""
+
+    def save_pretrained(self: Any, save_directory: str | os.PathLike, write_index: bool = True) -> None:
+        """
+        Writes a dataset folder: `data/*.parquet` (the truth), `index.faiss` (a cache of it), `memory_config.json`
+        (what it is and its hash) and `README.md` (its card).
+
+        The folder is written under another name first and takes the place of an earlier one only when complete.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder.
+            write_index (`bool`, *optional*, defaults to `True`):
+                Whether to write `index.faiss`. Leave it out where size counts: it is rebuilt when needed.
+        """
+        write_folder(save_directory, lambda folder: self._write_files(folder, write_index))
+
+    def _write_files(self: Any, folder: Path, write_index: bool) -> None:
+        write_rows(folder, row_batches(self.columns, self.key_rows, self.text_column), len(self), self.dim)
+        if write_index:
+            if self.exact:
+                write_flat_index(folder / INDEX_NAME, self.key_rows)
+            else:
+                self._row_index().write(folder / INDEX_NAME, self.key_rows)
+        manifest = self.manifest()
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+        (folder / CARD_NAME).write_text(self.card(manifest), encoding="utf-8")
+
+    def manifest(self: Any) -> dict[str, Any]:
+        """What `memory_config.json` says of the store."""
+        return {
+            "format": self.format_name,
+            "format_version": FORMAT_VERSION,
+            "rows": len(self),
+            f"{self.text_word}s": len(set(self.texts)),
+            "dim": self.dim,
+            "dtype": self.dtype,
+            "metric": "inner product of L2-normalised keys",
+            "index_factory": self.index_factory,
+            "index_chosen_by_size": self._index_factory is None,
+            "sha256": self.fingerprint,
+            "columns_sha256": hash_columns(self.columns.select(self._further_columns())),
+            "encoder_fingerprint": self.encoder_fingerprint,
+            "query_tokens_hash": self.query_tokens_hash,
+            "retrieval": self.retrieval,
+            "licenses": self.licenses,
+            "package_version": _package_version(),
+        }
+
+    def card(self: Any, manifest: Mapping[str, Any]) -> str:
+        """The dataset card; subclasses write one."""
+        return f"# {self.format_name}\n\n{manifest['rows']:,} rows.\n"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_memory_name_or_path: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        repo_type: str = "dataset",
+        token: str | bool | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
+        memory_map: bool = False,
+    ) -> Self:
+        """
+        Loads a store from a folder or from a dataset repo on the Hub, and checks it.
+
+        Args:
+            pretrained_memory_name_or_path (`str` or `os.PathLike`):
+                A folder, or a repo id such as `"org/name"` or `"org/name@revision"`.
+            revision (`str`, *optional*): Branch, tag or commit of the repo.
+            subfolder (`str`, *optional*): Folder inside, `"memory"` for a memory that a model repo carries.
+            repo_type (`str`, *optional*, defaults to `"dataset"`): `"model"` for a memory that a model repo carries.
+            memory_map (`bool`, *optional*, defaults to `False`): Leave a large index on disk and read what a search
+                needs. Inverted-list indexes (`IVF...`) gain from it.
+
+        Raises:
+            FileNotFoundError: There is none there.
+            ValueError: The rows are not those that the manifest was written for.
+        """
+        source = str(pretrained_memory_name_or_path)
+        if os.path.isdir(source):
+            return cls._read_files(Path(source) / subfolder, memory_map)
+        repo_id, _, suffix = source.partition("@")
+        if source.count("/") != 1 or source.startswith((".", "/", "~")):
+            raise FileNotFoundError(
+                f"{source!r} is neither a folder nor a Hub repo id of the form 'org/name' or 'org/name@revision'."
+            )
+        inside = f"{subfolder}/" if subfolder else ""
+        snapshot = Path(
+            snapshot_download(
+                repo_id,
+                repo_type=repo_type,
+                revision=revision or suffix or None,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                allow_patterns=[
+                    f"{inside}{DATA_FOLDER}/*.parquet",
+                    f"{inside}{MANIFEST_NAME}",
+                    f"{inside}{INDEX_NAME}",
+                ],
+            )
+        )
+        store = cls._read_files(snapshot / subfolder, memory_map)
+        if repo_type == "dataset":
+            store.repo_id, store.revision = repo_id, snapshot.name  # the commit that the revision stood for
+        return store
+
+    @classmethod
+    def _read_files(cls: Any, folder: Path, memory_map: bool) -> Any:
+        manifest = read_manifest(folder, cls.format_name)
+        files = data_files(folder)
+        columns = read_columns(files, cls.text_column)
+        for row, text in enumerate(columns[cls.text_column].to_pylist()):
+            if cls._check_text(text, f"row {row} of {folder}") != text:
+                raise ValueError(f"Row {row} of {folder} has spare white space in its {cls.text_word}: {text[:80]!r}.")
+        keys = read_keys(files)
+        check_keys(keys.array, len(columns), None, keys.dtype)
+        factory = manifest.get("index_factory")
+        chosen = None if manifest.get("index_chosen_by_size") else factory
+        store = cls._assemble(
+            columns,
+            keys,
+            encoder_fingerprint=manifest.get("encoder_fingerprint"),
+            query_tokens_hash=manifest.get("query_tokens_hash"),
+            retrieval=manifest.get("retrieval"),
+            licenses=manifest.get("licenses"),
+            index_factory=chosen,
+        )
+        hashes = {"sha256": store.fingerprint}
+        if "columns_sha256" in manifest:
+            hashes["columns_sha256"] = hash_columns(store.columns.select(store._further_columns()))
+        for name, value in hashes.items():
+            if value != manifest.get(name):
+                raise ValueError(
+                    f"The rows in {folder / DATA_FOLDER} are not those that {MANIFEST_NAME} was written for ({name} "
+                    f"differs). Restore the files, or load the parquet files yourself and make a {cls.store_word} "
+                    f"with `{cls.__name__}.from_rows` if the change is meant."
+                )
+        if factory and not store.exact:  # the exact index costs no more to make than to read
+            index = read_index(folder / INDEX_NAME, factory, len(store), store.dim, memory_map)
+            if index is not None and not finds_own_rows(index, store.key_rows):
+                logger.warning(f"{folder / INDEX_NAME} does not find its own rows; it will be rebuilt from them.")
+                index = None
+            store.key_rows.buffer.index = index
+        return store
+
+    def push_to_hub(
+        self: Any,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """
+        Uploads the store as a dataset repo in one commit.
+
+        Returns:
+            `str`: The commit, to pin as a revision.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "memory")
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                repo_type="dataset",
+                folder_path=Path(folder) / "memory",
+                commit_message=commit_message or f"Upload {self.store_word}",
+                revision=revision,
+                create_pr=create_pr,
+                delete_patterns=[f"{DATA_FOLDER}/*"],
+            )
+        return commit.oid
+
+
+def _package_version() -> str | None:
+    try:
+        return importlib.metadata.version("hf_evcap")
+    except importlib.metadata.PackageNotFoundError:  # the code was copied into a model's repo
+        return None
+
+
+__all__ = ["HubStore"]

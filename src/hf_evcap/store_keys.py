@@ -1,0 +1,211 @@
+"""Keys of a retrieval store: a growing buffer that edited copies share, and the exact search over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+
+BLOCK_ROWS = 16384
+KEY_DTYPES = ("float32", "float16")
+MAX_KEY_VALUE = 1e15  # beyond it, or below its inverse, squares leave the range of float32
+
+
+def check_keys(keys: Any, rows: int, dim: int | None, dtype: Any = np.float32) -> np.ndarray:
+    """
+    Returns keys as a contiguous array of shape `(rows, dim)`, or says what is wrong with them.
+
+    Raises:
+        ValueError: Wrong shape or dimension, NaN or infinity, a zero vector.
+    """
+    if hasattr(keys, "detach"):  # a torch tensor, on any device and in any precision
+        keys = keys.detach().float().cpu().numpy()
+    try:
+        with np.errstate(over="ignore"):  # what float16 cannot hold is refused below
+            keys = np.ascontiguousarray(keys, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Keys must be numbers, an array or tensor of shape ({rows}, dim): {error}.") from error
+    if keys.ndim != 2 or keys.shape[0] != rows:
+        raise ValueError(f"Expected keys of shape ({rows}, dim), one row a name; got {keys.shape}.")
+    if dim is not None and keys.shape[1] != dim:
+        raise ValueError(
+            f"These keys have dimension {keys.shape[1]}, the memory's have {dim}: they come from different encoders. "
+            "Make keys with `model.get_memory_keys(pixel_values)` of the model that built the memory."
+        )
+    for start in range(0, rows, BLOCK_ROWS):
+        block = keys[start : start + BLOCK_ROWS]
+        bad = ~np.isfinite(block).all(axis=1)
+        if bad.any():
+            limit = "" if np.dtype(dtype) == np.float32 else f", or a number too large for {np.dtype(dtype).name}"
+            raise ValueError(f"Keys must be finite; row {start + int(bad.argmax())} holds NaN or infinity{limit}.")
+        zero = ~block.any(axis=1)
+        if zero.any():
+            raise ValueError(
+                "Keys must not be zero vectors (they have no direction to compare); row "
+                f"{start + int(zero.argmax())} is."
+            )
+        extent = np.abs(block).max(axis=1, initial=0)
+        extreme = (extent > MAX_KEY_VALUE) | (extent < 1 / MAX_KEY_VALUE)
+        if extreme.any():
+            raise ValueError(
+                f"The largest number of a key must lie between {1 / MAX_KEY_VALUE:g} and {MAX_KEY_VALUE:g}; that of "
+                f"row {start + int(extreme.argmax())} is {extent[extreme.argmax()]:g}."
+            )
+    return keys
+
+
+def normalize_keys(keys: np.ndarray) -> np.ndarray:
+    """Scales keys to unit length, as the cosine search needs them; the result is float32."""
+    keys = np.asarray(keys, dtype=np.float32)
+    return keys / np.linalg.norm(keys, axis=1, keepdims=True)
+
+
+class KeyBuffer:
+    """
+    Room for keys, filled from the start. Several [`KeyRows`] may look at it; what is written is never changed.
+
+    Args:
+        keys (`np.ndarray` of shape `(rows, dim)`): The first keys; copied.
+        spare (`int`): Rows that can be added before the buffer has to move. Untouched room takes no memory.
+    """
+
+    def __init__(self, keys: np.ndarray, spare: int) -> None:
+        self.array = np.empty((len(keys) + spare, keys.shape[1]), dtype=keys.dtype)
+        self.scale = np.empty(len(keys) + spare, dtype=np.float32)  # 1 / length of each key
+        self.used = 0
+        self.index: Any = None  # a `RowIndex` over the buffer's rows, once one was needed
+        self.append(keys)
+
+    def append(self, keys: np.ndarray) -> None:
+        """Writes keys behind the last ones; there must be room."""
+        for start in range(0, len(keys), BLOCK_ROWS):
+            block = keys[start : start + BLOCK_ROWS]
+            stop = self.used + len(block)
+            self.array[self.used : stop] = block
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # files are checked after reading
+                self.scale[self.used : stop] = 1 / np.linalg.norm(block.astype(np.float32, copy=False), axis=1)
+            self.used = stop
+
+
+class KeyRows:
+    """
+    An unchangeable sequence of keys; adding and dropping rows gives another one that shares the buffer.
+
+    Args:
+        buffer ([`KeyBuffer`]): Where the keys lie.
+        length (`int`): Number of rows.
+        slots (`np.ndarray` of shape `(length,)`, *optional*):
+            Place of each row in the buffer, ascending; `None` when the rows are the buffer's first ones.
+    """
+
+    def __init__(self, buffer: KeyBuffer, length: int, slots: np.ndarray | None = None) -> None:
+        self.buffer = buffer
+        self.length = length
+        self.slots = slots
+        self._array: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, keys: np.ndarray) -> KeyRows:
+        """Copies checked keys into a buffer of their own."""
+        return cls(KeyBuffer(keys, spare=len(keys) // 4 + 64), len(keys))
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def dim(self) -> int:
+        """`int`: Dimension of the keys."""
+        return self.buffer.array.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """`np.dtype`: float32 or float16."""
+        return self.buffer.array.dtype
+
+    @property
+    def array(self) -> np.ndarray:
+        """`np.ndarray` of shape `(length, dim)`: All keys in order; a view if nothing was dropped."""
+        if self._array is None:
+            slots = slice(0, self.length) if self.slots is None else self.slots
+            self._array = self.buffer.array[slots]
+        return self._array
+
+    @property
+    def scale(self) -> np.ndarray:
+        """`np.ndarray` of shape `(length,)`: What each key is multiplied by to be of unit length."""
+        return self.buffer.scale[slice(0, self.length) if self.slots is None else self.slots]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Gives the keys of some rows, of shape `(len(rows), dim)`."""
+        return self.buffer.array[rows if self.slots is None else self.slots[rows]]
+
+    def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
+        """Goes through the keys in order, at most `rows` at a time."""
+        for start in range(0, self.length, rows):
+            stop = min(start + rows, self.length)
+            yield self.buffer.array[start:stop] if self.slots is None else self.buffer.array[self.slots[start:stop]]
+
+    def append(self, keys: np.ndarray) -> KeyRows:
+        """Gives these rows followed by others; costs their number, but for when the buffer has to move."""
+        length = self.length + len(keys)
+        buffer, end = self.buffer, self.length if self.slots is None else self.buffer.used
+        # Another memory may have written behind the rows that this one sees.
+        if end != buffer.used or buffer.used + len(keys) > len(buffer.array):
+            buffer = KeyBuffer(self.array, spare=len(keys) + length // 4 + 64)
+            buffer.append(keys)
+            return KeyRows(buffer, length)
+        slots = self.slots
+        if slots is not None:
+            slots = np.concatenate([slots, np.arange(buffer.used, buffer.used + len(keys))])
+        buffer.append(keys)
+        return KeyRows(buffer, length, slots)
+
+    def select(self, rows: np.ndarray) -> KeyRows:
+        """Gives some of the rows, in ascending order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        slots = rows if self.slots is None else self.slots[rows]
+        return KeyRows(self.buffer, len(slots), slots)
+
+    def keep(self, rows: np.ndarray) -> KeyRows:
+        """Gives some of the rows, in ascending order; keys move where most of the buffer would lie idle otherwise."""
+        kept = self.select(rows)
+        return KeyRows.of(kept.array) if len(kept) * 2 < self.buffer.used else kept
+
+    def astype(self, dtype: Any) -> KeyRows:
+        """Gives the same rows in another precision."""
+        return self if self.dtype == np.dtype(dtype) else KeyRows.of(check_keys(self.array, self.length, None, dtype))
+
+
+def exact_search(queries: np.ndarray, keys: KeyRows, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Compares queries with every key, block by block.
+
+    Args:
+        queries (`np.ndarray` of shape `(num_queries, dim)`): Of unit length.
+        keys ([`KeyRows`]): Of any length.
+        k (`int`): At most the number of keys.
+
+    Returns:
+        Cosine similarities and rows of shape `(num_queries, k)`, best first.
+    """
+    wanted = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
+    scale = torch.from_numpy(keys.scale)
+    scores = torch.zeros(len(queries), 0)
+    rows = torch.zeros(len(queries), 0, dtype=torch.long)
+    start = 0
+    for block in keys.blocks():
+        similarities = wanted @ torch.from_numpy(block).float().T * scale[start : start + len(block)]
+        best, places = similarities.topk(min(k, len(block)), dim=1)
+        scores, rows = torch.cat([scores, best], dim=1), torch.cat([rows, places + start], dim=1)
+        if scores.shape[1] > k:
+            scores, kept = scores.topk(k, dim=1)
+            rows = rows.gather(1, kept)
+        start += len(block)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return scores.numpy(), rows.gather(1, order).numpy()
+
+
+__all__ = ["KeyBuffer", "KeyRows", "check_keys", "exact_search", "normalize_keys"]
