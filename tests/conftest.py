@@ -111,7 +111,12 @@ VISION_MODELS = {
         "image_size": IMAGE_SIZE,
         "patch_size": 14,
     },
-    "efficientnet_lite": {"model_type": "efficientnet_lite", "hidden_size": 32, "image_size": IMAGE_SIZE},
+    "efficientnet_lite": {
+        "model_type": "efficientnet_lite",
+        "hidden_size": 32,
+        "image_size": IMAGE_SIZE,
+        "batch_norm_momentum": 1.0,
+    },
     "resnet": {"model_type": "resnet", "hidden_sizes": [16, 32], "depths": [1, 1], "embedding_size": 16},
     "convnext": {"model_type": "convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
 }
@@ -168,8 +173,12 @@ def make_model(text: str = "llama", vision: str = "blip2", memory: bool = True, 
     model = EVCapForConditionalGeneration(make_config(text, vision, **fields)).eval()
     model.generation_config.update(max_new_tokens=8, pad_token_id=2, bos_token_id=1, eos_token_id=2)
     model.name_tokenizer = make_name_tokenizer()
+    pixels = torch.randn(len(NAMES) * 2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    if vision == "efficientnet_lite":  # random weights shrink activations to nothing without batch statistics
+        with torch.no_grad():
+            model.vision_model.train()(pixel_values=pixels)
+        model.eval()
     if memory:
-        pixels = torch.randn(len(NAMES) * 2, 3, IMAGE_SIZE, IMAGE_SIZE)
         with torch.no_grad():
             keys = model.get_memory_keys(pixels)
         rows = VisualNameMemory.from_rows(

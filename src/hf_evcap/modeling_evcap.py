@@ -385,6 +385,8 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
 
     def tokenize_names(self, names: list[list[str]]) -> EVCapRetrievedNames:
         """Prepares given names, a list for each photo, as [`retrieve_names`] returns them; no rows, scores 0."""
+        if any(isinstance(photo, str) for photo in names):
+            raise TypeError(f"`names` must hold a list of names for each photo, such as [['owl']]; got {names!r}.")
         device = self.name_query_tokens.device
         normalized = [[normalize_name(name) for name in photo] for photo in names]
         flat = [name for photo in normalized for name in photo]
@@ -568,6 +570,7 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         vision_hidden_states: torch.Tensor | None = None,
         names: EVCapRetrievedNames | list[list[str]] | None = None,
+        exclude_rows: torch.LongTensor | None = None,
         encoded_images: EVCapEncodedImages | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -579,7 +582,7 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids, pixel_values, attention_mask: From the processor.
-            vision_hidden_states, names: As in [`forward`].
+            vision_hidden_states, names, exclude_rows: As in [`forward`].
             encoded_images ([`EVCapEncodedImages`], *optional*):
                 What [`encode_images`] returned, instead of photos; its names tell what was retrieved.
             kwargs: `num_beams`, `max_new_tokens`, `do_sample`, `streamer`, `generation_config`, ...
@@ -593,7 +596,7 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
                 "`generate` needs `input_ids`, the prompt; call `model.generate(**processor(images=...))`."
             )
         if encoded_images is None:
-            encoded_images = self.encode_images(pixel_values, vision_hidden_states, names)
+            encoded_images = self.encode_images(pixel_values, vision_hidden_states, names, exclude_rows)
         inputs_embeds = self.embed_prompt(input_ids, encoded_images.prefix)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)

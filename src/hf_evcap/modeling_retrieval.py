@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
 from .memory_evcap import MANIFEST_NAME
@@ -172,6 +174,8 @@ class RetrievalPreTrainedModel(PreTrainedModel):
             self.name_tokenizer.save_pretrained(folder / self.name_tokenizer_folder)
         if memory is not None and not referable:
             memory.save_pretrained(folder / self.memory_folder)
+        elif memory is None and (folder / self.memory_folder / MANIFEST_NAME).is_file():
+            shutil.rmtree(folder / self.memory_folder)  # of an earlier save; it would come back at loading
 
     # Identity of the frozen encoder
 
@@ -214,7 +218,26 @@ class RetrievalPreTrainedModel(PreTrainedModel):
             for part in self.children():
                 if not any(parameter.requires_grad for parameter in part.parameters()):
                     part.eval()
+                    self._keep_checkpointing(part)
         return self
+
+    @staticmethod
+    def _keep_checkpointing(part: torch.nn.Module) -> None:
+        """
+        Lets a frozen part's layers recompute their activations where gradient checkpointing is enabled.
+
+        transformers checkpoints layers in training mode only. Gradients flow through a frozen language model to what
+        is trained in front of it, and its activations are most of the memory. The layer's own flag does not reach its
+        dropout modules; layers that drop out by their own flag (OPT) are left in eval mode.
+        """
+        for layer in part.modules():
+            if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+                drops_out = any("dropout" in name and value for name, value in vars(layer).items())
+                layer.training = not drops_out
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        self.train(self.training)
 
 
 def _has_file(source: str, file: str, hub: dict[str, Any]) -> bool:
