@@ -172,3 +172,39 @@ class NamedCaptionExercises:
         words = [self.list_words[index] for index in variants[rng.randrange(len(variants))]]
         words = [word for word in words if rng.random() > 0.07]
         return words[: rng.randint(5, 9)]
+
+
+class CopyingExercises:
+    """
+    Mostly lists of names to be written out again, so that copying is learned before it is needed.
+
+    A language model finds the way to copy in one step change, and captions alone give little reason for it.
+
+    Args:
+        others ([`NamedCaptionExercises`]): What the rest of the items are.
+        share (`float`): Share of items that are copied: all names joined by "and", or the first one in a template.
+        seed (`int`, *optional*, defaults to 0): Seed.
+    """
+
+    def __init__(self, others: NamedCaptionExercises, share: float, seed: int = 0) -> None:
+        self.others, self.source, self.share, self.seed = others, others.source, share, seed
+
+    def __len__(self) -> int:
+        return len(self.others)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """Returns `names` and `caption` as token ids."""
+        rng = random.Random(self.seed * 1_000_003 + item)
+        if rng.random() > self.share:
+            return self.others[item]
+        names = [self.source(rng) for _ in range(rng.choice((1, 1, 2, 3, 4, 5)))]
+        if rng.random() < 0.5:
+            caption = list(names[0])
+            for name in names[1:]:
+                caption += self.source.encode("and") + name
+        else:
+            before, after = rng.choice(OBJECT_TEMPLATES).split("{}")
+            caption = self.source.encode(before.strip()) if before.strip() else []
+            caption += self.source.with_article(names[0], rng)
+            caption += self.source.encode(after.strip()) if after.strip() else []
+        return {"names": names, "caption": caption}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ class StageSettings:
         average (`float`, *optional*): Decay of the exponential average of the weights that the stage hands on.
         label_smoothing (`float`, *optional*, defaults to 0): Of the caption's tokens.
         bf16 (`bool`, *optional*, defaults to `True`): Autocast to bfloat16.
+        group_by_length (`bool`, *optional*, defaults to `False`): See [`GroupedByLength`].
         save_steps (`int`, *optional*, defaults to 200): Checkpoints for resuming.
         seed (`int`, *optional*, defaults to 0): Seed.
     """
@@ -49,6 +51,7 @@ class StageSettings:
     average: float | None = None
     label_smoothing: float = 0.0
     bf16: bool = True
+    group_by_length: bool = False
     save_steps: int = 200
     seed: int = 0
 
@@ -64,6 +67,37 @@ class InOrder(torch.utils.data.Sampler):
 
     def __len__(self) -> int:
         return len(self.data)
+
+
+class GroupedByLength:
+    """
+    A dataset in batches of like lengths: items of a few batches are sorted by the length of their caption.
+
+    Args:
+        data (`Sequence`): Examples with `caption` and `names`.
+        batch_size (`int`): Examples a batch.
+        window (`int`, *optional*, defaults to 8): Batches sorted together; their order is drawn from the window.
+    """
+
+    def __init__(self, data: Sequence[Any], batch_size: int, window: int = 8) -> None:
+        self.data, self.batch_size, self.window = data, batch_size, window
+        self.number = -1
+        self.items: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, item: int) -> Any:
+        number, place = divmod(item, self.batch_size * self.window)
+        if number != self.number:
+            start = number * self.batch_size * self.window
+            items = [self.data[i] for i in range(start, min(start + self.batch_size * self.window, len(self.data)))]
+            items.sort(key=lambda example: (len(example["caption"]), sum(map(len, example["names"]))))
+            batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
+            if len(batches[-1]) == self.batch_size:
+                random.Random(number).shuffle(batches)
+            self.number, self.items = number, [example for batch in batches for example in batch]
+        return self.items[place]
 
 
 class AverageWeights(TrainerCallback):
@@ -220,7 +254,7 @@ def run_stage(
     trainer = StageTrainer(
         model=model,
         args=arguments,
-        train_dataset=dataset,
+        train_dataset=GroupedByLength(dataset, settings.batch_size) if settings.group_by_length else dataset,
         data_collator=collator,
         callbacks=[*callbacks, *([average] if average else [])],
         settings=settings,

@@ -40,7 +40,7 @@ from .caption_tokenizer import train_caption_tokenizer
 from .data_collator import CaptionCollator, NamesAsTextCollator, join_names
 from .feature_cache import cache_vision_features
 from .name_copying import align_names_with_words, initialize_name_copying
-from .name_exercises import NamedCaptionExercises, NameSource
+from .name_exercises import CopyingExercises, NamedCaptionExercises, NameSource
 from .packed_captions import PackedCaptions, collate_packed
 from .stage_trainer import StageSettings, run_stage
 
@@ -202,8 +202,11 @@ class TinyRecipe:
 
     def stage_settings(self, stage: str) -> tuple[StageSettings, dict[str, Any]]:
         """Numbers of a stage for the trainer, and those that only the stage knows."""
+        return self._split_numbers(self.recipe["stages"][stage])
+
+    def _split_numbers(self, numbers: dict[str, Any]) -> tuple[StageSettings, dict[str, Any]]:
         known = {field.name for field in dataclasses.fields(StageSettings)}
-        numbers = {"seed": self.recipe["seed"], **self.recipe["stages"][stage]}
+        numbers = {"seed": self.recipe["seed"], **numbers}
         own = {name: value for name, value in numbers.items() if name not in known}
         return StageSettings(**{name: value for name, value in numbers.items() if name in known}), own
 
@@ -226,17 +229,20 @@ class TinyRecipe:
         return result
 
     def names_as_text(self) -> Path:
-        """Stage 2: the language model writes from lists of names."""
-        result = self.work / "names"
-        if (result / "config.json").exists():
-            return result
-        settings, _ = self.stage_settings("names")
-        model = AutoModelForCausalLM.from_pretrained(self.language(), attn_implementation="eager")
-        exercises = self.exercises(settings.steps * settings.batch_size, settings.seed)
-        collator = NamesAsTextCollator(self.tokenizer, self.recipe["model"]["max_name_length"], 24)
-        run_stage(model, exercises, collator, settings, self.work / "names-checkpoints")
-        model.save_pretrained(result)
-        return result
+        """Stage 2: the language model writes from lists of names; in rounds, each with its share of mere copying."""
+        base = self.language()
+        for number, numbers in enumerate(self.recipe["stages"]["names"], start=1):
+            result = self.work / f"names-{number}"
+            if not (result / "config.json").exists():
+                settings, own = self._split_numbers(numbers)
+                model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+                others = self.exercises(settings.steps * settings.batch_size, settings.seed)
+                exercises = CopyingExercises(others, own["copied"], settings.seed)
+                collator = NamesAsTextCollator(self.tokenizer, self.recipe["model"]["max_name_length"], 24)
+                run_stage(model, exercises, collator, settings, self.work / f"names-{number}-checkpoints")
+                model.save_pretrained(result)
+            base = result
+        return base
 
     def model_config(self) -> EVCapConfig:
         """Configuration of the captioner."""
@@ -427,40 +433,33 @@ class TinyRecipe:
             add_bos_token=False,
         )
 
-    def memory(self, model: EVCapForConditionalGeneration, processor: EVCapProcessor) -> VisualNameMemory:
-        """The memory that ships: exemplars of every name, and all captioned photos under their words."""
-        limit = self.recipe["data"]["exemplars_per_name"]
-        rows: list[dict[str, Any]] = []
+    def memory_rows(self) -> list[dict[str, Any]]:
+        """Photos of the memory that ships, each with its names: exemplars of every object, and all scenes."""
+        limit, rows = self.recipe["data"]["exemplars_per_name"], []
         for i, row in enumerate(self.objects.to_dict("records")):
             if self.object_ranks[i] < limit:
-                source = row.get("source")
-                rows.append({"image": row["image"], "names": [row["name"]], "source": source, "kind": "object"})
-        for i, row in enumerate(self.photos.to_dict("records")):
-            words = shared_words(self.captions[i])
-            rows.append({"image": row["image"], "names": words, "source": row.get("source"), "kind": "scene"})
-        columns: dict[str, Any] = {"name": [], "kind": [], "source": [], "photo": []}
-        keys = []
-        for start in range(0, len(rows), 32):
-            batch = rows[start : start + 32]
-            encoded = model.encode_memory_keys(processor, [open_photo(row["image"]) for row in batch])
-            for row, key in zip(batch, encoded.half().float(), strict=True):  # half: a smaller file, the same ranking
-                photo = hashlib.sha256(row["image"]["bytes"]).hexdigest()[:16]
-                for name in row["names"]:
-                    keys.append(key)
-                    for column, value in (
-                        ("name", name),
-                        ("kind", row["kind"]),
-                        ("source", row["source"]),
-                        ("photo", photo),
-                    ):
-                        columns[column].append(value)
-        names = columns.pop("name")
+                rows.append({**row, "names": [row["name"]], "kind": "object"})
+        for captions, row in zip(self.captions, self.photos.to_dict("records"), strict=True):
+            rows.append({**row, "names": shared_words(captions), "kind": "scene"})
+        return rows
+
+    def memory(self, model: EVCapForConditionalGeneration, processor: EVCapProcessor) -> VisualNameMemory:
+        """The memory that ships. Its keys depend on the frozen encoder only and are made once."""
+        rows, path = self.memory_rows(), self.work / "memory_keys.npy"
+        if not path.exists():
+            batches = [rows[i : i + 32] for i in range(0, len(rows), 32)]
+            keys = [model.encode_memory_keys(processor, [open_photo(row["image"]) for row in b]) for b in batches]
+            np.save(path, torch.cat(keys).half().numpy())  # half: a smaller file, the same ranking
+        keys = np.load(path).astype(np.float32)
+        owners = [(photo, name) for photo, row in enumerate(rows) for name in row["names"]]
         return VisualNameMemory.from_rows(
-            names,
-            torch.stack(keys),
+            [name for _, name in owners],
+            keys[[photo for photo, _ in owners]],
             encoder_fingerprint=model.encoder_fingerprint,
             query_tokens_hash=model.query_tokens_hash,
-            **columns,
+            kind=[rows[photo]["kind"] for photo, _ in owners],
+            source=[rows[photo].get("source") for photo, _ in owners],
+            photo=[hashlib.sha256(rows[photo]["image"]["bytes"]).hexdigest()[:16] for photo, _ in owners],
         )
 
     def export(self, output: str | Path) -> Path:
