@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
+from .hub_upload import push_saved, take_hub_arguments
 from .memory_evcap import MANIFEST_NAME
 
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 _PIPELINE_TASKS = ("image-to-text", "image-text-to-text")
 
 
@@ -138,18 +141,10 @@ class RetrievalPreTrainedModel(PreTrainedModel):
             kwargs: Everything that [`~transformers.PreTrainedModel.save_pretrained`] takes.
         """
         if push_to_hub:
-            hub_names = (
-                "repo_id",
-                "commit_message",
-                "private",
-                "token",
-                "revision",
-                "create_pr",
-                "commit_description",
-            )
-            hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+            hub = take_hub_arguments(kwargs)
             self.save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+            if is_main_process:
+                self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
             return
         if self.encoder_parts and self.config.encoder_fingerprint is None:
             self.config.encoder_fingerprint = self.encoder_fingerprint
@@ -176,6 +171,57 @@ class RetrievalPreTrainedModel(PreTrainedModel):
             memory.save_pretrained(folder / self.memory_folder)
         elif memory is None and (folder / self.memory_folder / MANIFEST_NAME).is_file():
             shutil.rmtree(folder / self.memory_folder)  # of an earlier save; it would come back at loading
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        processor: Any = None,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        tags: list[str] | str | None = None,
+    ) -> CommitInfo:
+        """
+        Uploads a repo that works by itself, in one commit: weights, config, code, memory (or its repo and revision),
+        and a card. Text that people wrote around the generated block of the repo's card stays.
+
+        Args:
+            repo_id (`str`): Such as `"user/name"`.
+            processor (*optional*): Processor to upload in the same commit.
+            commit_message (`str`, *optional*, defaults to `"Upload model"`): Title of the commit.
+            private (`bool`, *optional*): Whether a new repo is private.
+            revision (`str`, *optional*): Branch to commit to; made if it does not exist.
+            create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead.
+            max_shard_size (`int` or `str`, *optional*, defaults to `"50GB"`): Size of a weight file at most.
+            tags (`list[str]`, *optional*): Further tags of the card.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`]: The commit, with `oid` and `pr_url`.
+        """
+
+        def save(folder: Path) -> None:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            if processor is not None:
+                processor.save_pretrained(folder)
+            given = [tags] if isinstance(tags, str) else tags or []
+            _write_card(folder, list(dict.fromkeys([*(self.model_tags or []), *given])))
+
+        return push_saved(
+            save,
+            repo_id,
+            commit_message=commit_message or "Upload model",
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            stale=[*_WEIGHT_FILES, f"{self.memory_folder}/*"],
+        )
 
     # Identity of the frozen encoder
 
@@ -238,6 +284,15 @@ class RetrievalPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)
         self.train(self.training)
+
+
+def _write_card(folder: Path, tags: list[str]) -> None:
+    """Writes the model card where hf_evcap is installed; a model that runs from a repo's code leaves cards alone."""
+    try:
+        from hf_evcap.hub.model_card import write_model_card
+    except ImportError:
+        return
+    write_model_card(folder, tags=tags)
 
 
 def _has_file(source: str, file: str, hub: dict[str, Any]) -> bool:

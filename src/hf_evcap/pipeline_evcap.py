@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from transformers import GenerationMixin, ImageTextToTextPipeline, Pipeline
 from transformers.utils import logging
 
+from .hub_upload import take_hub_arguments
 from .modeling_evcap import EVCapEncodedImages
 from .processing_evcap import load_photo
 from .retrieval_evcap import EVCapRetrievedNames
@@ -158,9 +160,27 @@ class EVCapPipeline(ImageTextToTextPipeline):
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Saves the model with its memory and, unlike the stock pipeline, the processor."""
+        if not self.captions_photos:
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        hub = take_hub_arguments(kwargs)
+        push_to_hub = kwargs.pop("push_to_hub", False)
         super().save_pretrained(save_directory, **kwargs)
-        if self.captions_photos:
-            self.processor.save_pretrained(save_directory)
+        self.processor.save_pretrained(save_directory)
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **hub)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """
+        Uploads model, processor, memory, code and card in one commit.
+
+        Args:
+            repo_id (`str`): Such as `"user/name"`.
+            kwargs: `private`, `revision`, `create_pr`, `commit_message`, `token`, ... of the model's `push_to_hub`.
+        """
+        if not self.captions_photos:
+            return super().push_to_hub(repo_id, **kwargs)
+        return self.model.push_to_hub(repo_id, processor=self.processor, **kwargs)
 
 
 def _named_scores(names: EVCapRetrievedNames) -> list[list[dict[str, Any]]]:

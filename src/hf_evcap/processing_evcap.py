@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
 
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
+from .hub_upload import push_saved, take_hub_arguments
 from .image_processing_efficientnet_lite import EfficientNetLiteImageProcessor
 
 
@@ -288,6 +290,54 @@ class EVCapProcessor(ProcessorMixin):
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """
+        Saves the image processor, both tokenizers, the settings and the code.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Made if it does not exist.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Also upload; `repo_id` and the like go to
+                `push_to_hub`.
+        """
+        hub = take_hub_arguments(kwargs)
+        files = super().save_pretrained(save_directory, **kwargs)
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **hub)
+        return files
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """
+        Uploads the processor in one commit; the repo's card and other files stay as they are.
+
+        Args:
+            repo_id (`str`): Such as `"user/name"`.
+            private (`bool`, *optional*): Whether a new repo is private.
+            revision (`str`, *optional*): Branch to commit to; made if it does not exist.
+            create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead.
+        """
+        return push_saved(
+            self.save_pretrained,
+            repo_id,
+            commit_message=commit_message or "Upload processor",
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
 
     def post_process_image_text_to_text(self, generated_outputs: Any, **kwargs: Any) -> list[str]:
         """Decodes generated ids into captions, without special tokens and surrounding white space."""

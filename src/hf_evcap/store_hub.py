@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from transformers.utils import logging
 from typing_extensions import Self
 
+from .hub_upload import explained_hub_errors, push_saved
 from .store_files import (
     CARD_NAME,
     DATA_FOLDER,
@@ -128,11 +128,12 @@ class HubStore:
                 f"{source!r} is neither a folder nor a Hub repo id of the form 'org/name' or 'org/name@revision'."
             )
         inside = f"{subfolder}/" if subfolder else ""
-        snapshot = Path(
-            snapshot_download(
+        revision = revision or suffix or None
+        with explained_hub_errors(repo_id, repo_type, revision):
+            downloaded = snapshot_download(
                 repo_id,
                 repo_type=repo_type,
-                revision=revision or suffix or None,
+                revision=revision,
                 token=token,
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
@@ -142,7 +143,7 @@ class HubStore:
                     f"{inside}{INDEX_NAME}",
                 ],
             )
-        )
+        snapshot = Path(downloaded)
         store = cls._read_files(snapshot / subfolder, memory_map)
         if repo_type == "dataset":
             store.repo_id, store.revision = repo_id, snapshot.name  # the commit that the revision stood for
@@ -192,32 +193,39 @@ class HubStore:
         repo_id: str,
         *,
         commit_message: str | None = None,
+        commit_description: str | None = None,
         private: bool | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         create_pr: bool = False,
     ) -> str:
         """
-        Uploads the store as a dataset repo in one commit.
+        Uploads the store as a dataset repo in one commit. A model that is saved afterwards names the repo and the
+        commit instead of carrying a copy.
+
+        Args:
+            repo_id (`str`): Such as `"user/name"`.
+            private (`bool`, *optional*): Whether a new repo is private.
+            revision (`str`, *optional*): Branch to commit to; made if it does not exist.
+            create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead.
 
         Returns:
             `str`: The commit, to pin as a revision.
         """
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "memory")
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                repo_type="dataset",
-                folder_path=Path(folder) / "memory",
-                commit_message=commit_message or f"Upload {self.store_word}",
-                revision=revision,
-                create_pr=create_pr,
-                delete_patterns=[f"{DATA_FOLDER}/*"],
-            )
+        commit = push_saved(
+            lambda folder: self._write_files(folder, write_index=True),
+            repo_id,
+            repo_type="dataset",
+            commit_message=commit_message or f"Upload {self.store_word}",
+            commit_description=commit_description,
+            private=private,
+            revision=revision,
+            token=token,
+            create_pr=create_pr,
+            stale=[f"{DATA_FOLDER}/*", INDEX_NAME],
+        )
+        if not create_pr:
+            self.repo_id, self.revision = commit.repo_url.repo_id, commit.oid
         return commit.oid
 
 
