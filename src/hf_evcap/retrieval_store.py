@@ -13,9 +13,9 @@ from transformers.utils import logging
 from typing_extensions import Self
 
 from .store_difference import StoreDifference, compare_rows, row_identities
-from .store_files import hash_rows, row_batches
+from .store_files import as_picture, hash_rows, row_batches
 from .store_hub import HubStore
-from .store_index import RowIndex, default_index_factory, make_index
+from .store_index import RowIndex, TooFewRowsError, default_index_factory, make_index
 from .store_keys import KEY_DTYPES, KeyRows, check_keys, exact_search, normalize_keys
 
 
@@ -202,7 +202,7 @@ class RetrievalStore(HubStore):
                     values = pa.array(list(values))
                 except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                     raise ValueError(f"Column {column!r} must hold values of one type ({error}).") from error
-            arrays[column] = values
+            arrays[column] = as_picture(values)
         return pa.table(arrays), check_keys(keys, len(texts), dim, dtype)
 
     # Reading it
@@ -387,7 +387,7 @@ class RetrievalStore(HubStore):
             new = list(values)
         if len(new) != len(self):
             raise ValueError(f"Column {name!r} has {len(new)} values for {len(self)} rows.")
-        array = pa.array(new)
+        array = as_picture(pa.array(new))
         if name in columns.column_names:
             columns = columns.set_column(columns.column_names.index(name), name, array)
         else:
@@ -498,18 +498,22 @@ class RetrievalStore(HubStore):
     @property
     def index(self) -> Any:
         """`faiss.Index`: Inner-product index over the normalised keys, in the order of the rows."""
-        if self.exact:
+        found = None if self.exact else self.row_index()
+        if found is None:
             return make_index("Flat", self.key_rows)
-        found = self._row_index()
-        found.follow(self.key_rows.buffer)
-        return found.index if found.index.ntotal == len(self) else make_index(self.index_factory, self.key_rows)
+        return found.index if found.index.ntotal == len(self) else make_index(found.factory, self.key_rows)
 
-    def _row_index(self) -> RowIndex:
-        """The index that the stores on this buffer share, built when first needed."""
+    def row_index(self) -> RowIndex | None:
+        """The index that the stores on this buffer share, built when first needed; `None` if the rows are too few."""
         buffer, factory = self.key_rows.buffer, self.index_factory
         if buffer.index is None or buffer.index.factory != factory:
             logger.info(f"Building the index {factory} over {buffer.used} rows.")
-            buffer.index = RowIndex(factory, make_index(factory, KeyRows(buffer, buffer.used)))
+            try:
+                buffer.index = RowIndex(factory, make_index(factory, KeyRows(buffer, buffer.used)))
+            except TooFewRowsError as error:
+                logger.warning_once(f"{error} Every row is compared instead.")
+                return None
+        buffer.index.follow(buffer)
         return buffer.index
 
     def search(self, queries: Any, k: int, key_rows: KeyRows | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -531,9 +535,8 @@ class RetrievalStore(HubStore):
         k = min(k, len(keys))
         if k <= 0 or not len(queries):
             return np.zeros((len(queries), max(k, 0)), np.float32), np.zeros((len(queries), max(k, 0)), np.int64)
-        if self.exact:
-            return exact_search(queries, keys, k)
-        return self._row_index().search(queries, keys, k)
+        index = None if self.exact else self.row_index()
+        return exact_search(queries, keys, k) if index is None else index.search(queries, keys, k)
 
 
 def _aligned(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -29,6 +29,7 @@ CARD_NAME = "README.md"
 FORMAT_VERSION = 1
 FILE_BYTES = 480 << 20  # of keys in one parquet file; the Hub likes files below 500 MB
 ROW_GROUP_BYTES = 64 << 20
+PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _OWN_ENTRIES = {DATA_FOLDER, MANIFEST_NAME, INDEX_NAME, CARD_NAME}
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -138,10 +139,16 @@ def write_rows(folder: Path, batches: Iterable[pa.Table], rows: int, dim: int) -
     return names[: number + 1]
 
 
+def as_picture(column: Any) -> Any:
+    """Gives a column of encoded pictures, `{"bytes": ..., "path": ...}`, the type by which `datasets` knows them."""
+    if pa.types.is_struct(column.type) and {field.name for field in column.type} == {"bytes", "path"}:
+        return column.cast(PICTURE)
+    return column
+
+
 def _with_features(schema: pa.Schema) -> pa.Schema:
     """Marks columns of encoded pictures as such for `datasets`, which otherwise shows bytes."""
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    pictures = [field.name for field in schema if field.type == picture]
+    pictures = [field.name for field in schema if field.type == PICTURE]
     if not pictures:
         return schema.remove_metadata()
     from datasets import Features, Image

@@ -39,6 +39,9 @@ logger = logging.get_logger(__name__)
 class HubStore:
     """Files and Hub repos of a [`RetrievalStore`], which this is a part of."""
 
+    repo_id: str | None
+    revision: str | None
+
     def save_pretrained(self: Any, save_directory: str | os.PathLike, write_index: bool = True) -> None:
         """
         Writes a dataset folder: `data/*.parquet` (the truth), `index.faiss` (a cache of it), `memory_config.json`
@@ -56,10 +59,11 @@ class HubStore:
     def _write_files(self: Any, folder: Path, write_index: bool) -> None:
         write_rows(folder, row_batches(self.columns, self.key_rows, self.text_column), len(self), self.dim)
         if write_index:
-            if self.exact:
+            index = None if self.exact else self.row_index()
+            if index is not None:
+                index.write(folder / INDEX_NAME, self.key_rows)
+            elif self.exact:
                 write_flat_index(folder / INDEX_NAME, self.key_rows)
-            else:
-                self._row_index().write(folder / INDEX_NAME, self.key_rows)
         manifest = self.manifest()
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")

@@ -41,12 +41,17 @@ def import_faiss() -> Any:
     return faiss
 
 
+class TooFewRowsError(ValueError):
+    """An index cannot be trained on so few rows."""
+
+
 def make_index(factory: str, keys: KeyRows) -> Any:
     """
     Builds an inner-product index over normalised keys; the same keys give the same index.
 
     Raises:
-        ValueError: FAISS does not know the factory string, or it needs more rows or another dimension.
+        ValueError: FAISS does not know the factory string, or it needs another dimension.
+        TooFewRowsError: It needs more rows.
     """
     faiss = import_faiss()
     try:
@@ -62,16 +67,15 @@ def make_index(factory: str, keys: KeyRows) -> Any:
         cells = inverted.nlist
         inverted.nprobe = min(PROBED_CELLS, cells)
         inverted.cp.niter = 10
-        inverted.cp.max_points_per_centroid = TRAIN_ROWS_PER_CELL
+        inverted.cp.min_points_per_centroid, inverted.cp.max_points_per_centroid = 1, TRAIN_ROWS_PER_CELL
     if not index.is_trained:
         sample = keys.length if not cells else min(keys.length, max(TRAIN_ROWS_PER_CELL * cells, 65536))
         rows = np.sort(np.random.default_rng(0).permutation(keys.length)[:sample])
         try:
             index.train(normalize_keys(keys.take(rows)))
         except RuntimeError as error:
-            raise ValueError(
-                f"The index {factory!r} cannot be trained on {keys.length} rows ({_reason(error)}). Choose a smaller "
-                "one, or 'Flat'."
+            raise TooFewRowsError(
+                f"The index {factory!r} cannot be trained on {keys.length} rows ({_reason(error)})."
             ) from error
     graph = innermost(index)
     if isinstance(graph, faiss.IndexHNSW):
@@ -82,11 +86,11 @@ def make_index(factory: str, keys: KeyRows) -> Any:
 
 
 def innermost(index: Any) -> Any:
-    """The index behind transforms such as OPQ and PCA, as its own class."""
+    """The index behind transforms such as OPQ and PCA and behind refinement, as its own class."""
     faiss = import_faiss()
     index = faiss.downcast_index(index)
-    while isinstance(index, faiss.IndexPreTransform):
-        index = faiss.downcast_index(index.index)
+    while isinstance(index, (faiss.IndexPreTransform, faiss.IndexRefine)):
+        index = faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index.base_index)
     return index
 
 
@@ -200,9 +204,7 @@ class RowIndex:
     def write(self, file: Path, keys: KeyRows) -> None:
         """Writes an index over exactly these rows."""
         self.follow(keys.buffer)
-        index = self.index
-        if len(keys) != index.ntotal:
-            index = make_index(self.factory, keys)
+        index = self.index if len(keys) == self.index.ntotal else make_index(self.factory, keys)
         import_faiss().write_index(index, str(file))
 
 
@@ -249,4 +251,12 @@ def finds_own_rows(index: RowIndex, keys: KeyRows, probes: int = 16) -> bool:
     return bool(right.mean() >= 0.5)
 
 
-__all__ = ["RowIndex", "default_index_factory", "finds_own_rows", "make_index", "read_index", "write_flat_index"]
+__all__ = [
+    "RowIndex",
+    "TooFewRowsError",
+    "default_index_factory",
+    "finds_own_rows",
+    "make_index",
+    "read_index",
+    "write_flat_index",
+]

@@ -47,7 +47,7 @@ def check_keys(keys: Any, rows: int, dim: int | None, dtype: Any = np.float32) -
                 "Keys must not be zero vectors (they have no direction to compare); row "
                 f"{start + int(zero.argmax())} is."
             )
-        extent = np.abs(block).max(axis=1, initial=0)
+        extent = np.abs(block).max(axis=1, initial=0).astype(np.float32)
         extreme = (extent > MAX_KEY_VALUE) | (extent < 1 / MAX_KEY_VALUE)
         if extreme.any():
             raise ValueError(
