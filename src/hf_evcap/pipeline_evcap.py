@@ -58,11 +58,17 @@ class EVCapPipeline(ImageTextToTextPipeline):
 
     def _generation_options(self, generate_kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """Options of this call on top of those given when the pipeline was made; the rest is the model's config."""
-        if hasattr(self, "_generate_kwargs"):
-            made_with = self._generate_kwargs
-        else:  # transformers before 5.20 merges them into a generation config
-            made_with = {"generation_config": self.generation_config}
-        return {**made_with, **(generate_kwargs or {})}
+        options = dict(generate_kwargs or {})
+        if "generation_config" not in options:  # one that is given takes the place of everything before it
+            # transformers before 5.20 merges the options that the pipeline was made with into a generation config
+            made_with = getattr(self, "_generate_kwargs", None)
+            options = {
+                **({"generation_config": self.generation_config} if made_with is None else made_with),
+                **options,
+            }
+        if options.get("stop_strings") is not None:
+            options.setdefault("tokenizer", self.tokenizer)
+        return options
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if not self.captions_photos:

@@ -63,6 +63,9 @@ def register() -> None:
         PIPELINE_REGISTRY.register_pipeline(
             task, EVCapPipeline, pt_model=stock["pt"], default=stock.get("default"), type=stock.get("type")
         )
+        # What makes `save_pretrained` write the pipeline's code, for models of other families too. Our models see to it
+        # themselves.
+        del EVCapPipeline._registered_impl
     finally:
         registry_logger.setLevel(level)
 
