@@ -79,8 +79,8 @@ def test_names_pass_through_the_fusion_to_their_embeddings(tokenizer):
     initialize_name_copying(model)
     errors = []
     last = align_names_with_words(model, lists, 120, 16, 3e-3, log=lambda step, error: errors.append(error))
-    assert errors[0] > 0.3
-    assert last < 0.25 * errors[0]
+    assert errors[0] < 0.3  # the start is near the identity already
+    assert last < 0.5 * errors[0]
     words = model.get_input_embeddings().weight
     ids = torch.tensor([lists[3]])
     query_output = torch.nn.functional.layer_norm(torch.randn(1, 4, 32), (32,))

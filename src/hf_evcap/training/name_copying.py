@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def align_names_with_words(
     Args:
         model ([`EVCapForConditionalGeneration`]): Its fusion, object-name queries and projection are trained.
         name_lists (`Sequence[Sequence[int]]`): Joined names as token ids, at least one each.
-        steps, batch_size (`int`), learning_rate (`float`): Of AdamW with a cosine.
+        steps, batch_size (`int`), learning_rate (`float`): Of AdamW with a warm-up and a cosine.
         log (`Callable`, *optional*): Called with step and loss now and then.
         seed (`int`, *optional*, defaults to 0): Seed of the batches.
 
@@ -89,15 +90,14 @@ def align_names_with_words(
     """
     count = model.config.num_name_query_tokens
     weights = [*model.fusion_qformer.parameters(), model.name_query_tokens, *model.language_projection.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     words = model.get_input_embeddings().weight.detach()
-    separator = model.name_tokenizer.sep_token_id
     variance = words.var(dim=0).sum()
-    error = float("nan")
-    for step in range(steps):
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Random query outputs, what the fusion makes of names beside them, and the names' own embeddings."""
         rows = [list(name_lists[int(i)]) for i in torch.randint(len(name_lists), (batch_size,), generator=generator)]
+        separator = model.name_tokenizer.sep_token_id
         longest = max(map(len, rows))
         ids = torch.tensor([row + [separator] * (longest - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
@@ -106,10 +106,19 @@ def align_names_with_words(
             torch.randn(batch_size, model.config.num_query_tokens, words.shape[1], generator=generator),
             words.shape[1:],
         )
+        return query_output, model.fuse_names(query_output, ids, mask), words[target]
+
+    fit_projection(model.language_projection, batch)
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
+    )
+    error = float("nan")
+    for step in range(steps):
         with torch.autocast(words.device.type, torch.bfloat16):
-            fused = model.fuse_names(query_output, ids, mask)
+            query_output, fused, target = batch()
             projected = model.project(query_output, fused)[:, -count:]
-        loss = (projected.float() - words[target]).pow(2).sum(-1).mean() / variance
+        loss = (projected.float() - target).pow(2).sum(-1).mean() / variance
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -119,3 +128,21 @@ def align_names_with_words(
         if log is not None and step % 50 == 0:
             log(step, error)
     return error
+
+
+@torch.no_grad()
+def fit_projection(
+    projection: nn.Linear, batch: Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+) -> None:
+    """Solves for the projection that is nearest in squares to the names' embeddings, before anything is trained."""
+    inputs, targets = [], []
+    while len(inputs) < 8 or sum(map(len, inputs)) < 16 * projection.in_features:
+        _, fused, target = batch()
+        inputs.append(fused.float().flatten(0, 1))
+        targets.append(target.flatten(0, 1))
+    features = nn.functional.pad(torch.cat(inputs), (0, 1), value=1.0).double()
+    gram = features.T @ features
+    gram.diagonal().add_(1e-4 * gram.diagonal().mean())
+    solved = torch.linalg.solve(gram, features.T @ torch.cat(targets).double()).float()
+    projection.weight.copy_(solved[:-1].T)
+    projection.bias.copy_(solved[-1])

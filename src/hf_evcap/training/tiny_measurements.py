@@ -72,9 +72,9 @@ class TinyMeasurements:
         for label, memory in (("with_memory", self.shipped), ("without_memory", None)):
             captions, names = self.caption(table["image"].tolist(), memory)
             results[label] = {}
-            for metric, key in (("cider", "cider"), ("bleu", "bleu4"), ("rouge_l", "rouge_l")):
+            for metric, key in (("cider", "cider"), ("bleu", "bleu_4"), ("rouge_l", "rouge_l")):
                 computed = evaluate.load(metric_path(metric)).compute(predictions=captions, references=references)
-                results[label][metric] = computed.get(key, computed)
+                results[label][metric] = computed[key]
             results[label]["captions"] = [
                 {"image_id": image_id, "caption": caption, "names": retrieved}
                 for image_id, caption, retrieved in zip(table["image_id"], captions, names, strict=True)
