@@ -37,6 +37,11 @@ def _write(metadata: dict[str, Any], text: str) -> str:
     return f"{head}{text.strip()}\n"
 
 
+def table_cell(text: Any) -> str:
+    """Text that cannot break out of a table's cell, nor out of the generated block."""
+    return " ".join(str(text).replace("|", "\\|").replace("<", "&lt;").split())
+
+
 def make_card(metadata: dict[str, Any], body: str) -> str:
     """
     Puts a generated card between marks.
@@ -101,4 +106,4 @@ def merge_cards(new: str, present: str | None) -> str:
     return _write(merged, "\n\n".join(part for part in (before, block[0], after) if part))
 
 
-__all__ = ["make_card", "merge_cards"]
+__all__ = ["make_card", "merge_cards", "table_cell"]

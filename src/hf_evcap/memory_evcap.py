@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 from transformers.utils import logging
 from typing_extensions import Self
 
+from .memory_card import memory_card
 from .processing_evcap import load_photo
 from .retrieval_store import RetrievalStore
 from .store_files import MANIFEST_NAME
@@ -182,9 +182,9 @@ class VisualNameMemory(RetrievalStore):
             pa.string(),
         )
 
-    def card(self, manifest: Mapping[str, Any]) -> str:
+    def card(self, manifest: Mapping[str, Any], repo_id: str | None = None) -> str:
         """The memory card, with the metadata that the Hub reads."""
-        return memory_card(self, manifest)
+        return memory_card(self, manifest, repo_id)
 
 
 def batched(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[Mapping[str, Any]]]:
@@ -226,38 +226,6 @@ def encode_photos(
     if not loaded:
         return np.zeros((0, model.memory_key_size), np.float32), places
     return model.encode_memory_keys(processor, loaded).numpy(), places
-
-
-def memory_card(memory: VisualNameMemory, manifest: Mapping[str, Any]) -> str:
-    """Writes the dataset card: metadata that the Hub reads, counts, sources, licences and how to use it."""
-    facts = memory.describe()
-    names = sorted(Counter(memory.names).items(), key=lambda item: (-item[1], item[0]))
-    preview = "\n".join(f"| {name.replace('|', ' ')} | {rows} |" for name, rows in names[:20])
-    sources = "\n".join(f"| {source} | {rows} |" for source, rows in facts["sources"].items())
-    licenses = "\n".join(f"- {source}: {license}" for source, license in memory.licenses.items())
-    sections = [
-        "---",
-        "tags:\n- evcap\n- visual-name-memory\n- image-captioning",
-        'configs:\n- config_name: default\n  data_files: "data/*.parquet"',
-        "---",
-        "# Visual-name memory",
-        f"{facts['rows']:,} rows of a key and a name, {facts['names']:,} names, keys of dimension {facts['dim']}, for "
-        "[EVCap](https://arxiv.org/abs/2311.15879) models of `hf_evcap`.",
-        "```python\nimport hf_evcap\nfrom hf_evcap import VisualNameMemory\n\n"
-        'memory = VisualNameMemory.from_pretrained("this/repo")\nmodel.set_memory(memory)\n```',
-        "| what | value |\n| --- | --- |\n"
-        + "\n".join(
-            f"| {what} | `{manifest[what]}` |"
-            for what in ("sha256", "encoder_fingerprint", "query_tokens_hash", "metric", "index_factory")
-        ),
-        f"A model whose encoder fingerprint differs refuses this memory. Rows a name: {facts['rows_per_name']['min']} "
-        f"to {facts['rows_per_name']['max']}, {facts['rows_per_name']['mean']:.1f} on average.",
-        f"## Sources\n\n| source | rows |\n| --- | --- |\n{sources}" if sources else "",
-        f"## Licences\n\n{licenses}" if licenses else "",
-        f"## Names with the most rows\n\n| name | rows |\n| --- | --- |\n{preview}" if preview else "",
-    ]
-    header = "\n".join(sections[:4])
-    return header + "\n\n" + "\n\n".join(section for section in sections[4:] if section) + "\n"
 
 
 __all__ = ["MANIFEST_NAME", "VisualNameMemory"]

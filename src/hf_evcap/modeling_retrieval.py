@@ -209,7 +209,7 @@ class RetrievalPreTrainedModel(PreTrainedModel):
             if processor is not None:
                 processor.save_pretrained(folder)
             given = [tags] if isinstance(tags, str) else tags or []
-            _write_card(folder, list(dict.fromkeys([*(self.model_tags or []), *given])))
+            _write_card(folder, repo_id=repo_id, memory=self.memory, tags=[*(self.model_tags or []), *given])
 
         return push_saved(
             save,
@@ -286,13 +286,13 @@ class RetrievalPreTrainedModel(PreTrainedModel):
         self.train(self.training)
 
 
-def _write_card(folder: Path, tags: list[str]) -> None:
+def _write_card(folder: Path, **facts: Any) -> None:
     """Writes the model card where hf_evcap is installed; a model that runs from a repo's code leaves cards alone."""
     try:
         from hf_evcap.hub.model_card import write_model_card
     except ImportError:
         return
-    write_model_card(folder, tags=tags)
+    write_model_card(folder, **facts)
 
 
 def _has_file(source: str, file: str, hub: dict[str, Any]) -> bool:

@@ -56,7 +56,7 @@ class HubStore:
         """
         write_folder(save_directory, lambda folder: self._write_files(folder, write_index))
 
-    def _write_files(self: Any, folder: Path, write_index: bool) -> None:
+    def _write_files(self: Any, folder: Path, write_index: bool, repo_id: str | None = None) -> None:
         write_rows(folder, row_batches(self.columns, self.key_rows, self.text_column), len(self), self.dim)
         if write_index:
             index = None if self.exact else self.row_index()
@@ -67,7 +67,7 @@ class HubStore:
         manifest = self.manifest()
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
-        (folder / CARD_NAME).write_text(self.card(manifest), encoding="utf-8")
+        (folder / CARD_NAME).write_text(self.card(manifest, repo_id), encoding="utf-8")
 
     def manifest(self: Any) -> dict[str, Any]:
         """What `memory_config.json` says of the store."""
@@ -90,7 +90,7 @@ class HubStore:
             "package_version": _package_version(),
         }
 
-    def card(self: Any, manifest: Mapping[str, Any]) -> str:
+    def card(self: Any, manifest: Mapping[str, Any], repo_id: str | None = None) -> str:
         """The dataset card; subclasses write one."""
         return f"# {self.format_name}\n\n{manifest['rows']:,} rows.\n"
 
@@ -217,7 +217,7 @@ class HubStore:
             `str`: The commit, to pin as a revision.
         """
         commit = push_saved(
-            lambda folder: self._write_files(folder, write_index=True),
+            lambda folder: self._write_files(folder, True, repo_id),
             repo_id,
             repo_type="dataset",
             commit_message=commit_message or f"Upload {self.store_word}",
