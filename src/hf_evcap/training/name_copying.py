@@ -135,8 +135,9 @@ def fit_projection(
     projection: nn.Linear, batch: Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 ) -> None:
     """Solves for the projection that is nearest in squares to the names' embeddings, before anything is trained."""
-    inputs, targets = [], []
-    while len(inputs) < 8 or sum(map(len, inputs)) < 16 * projection.in_features:
+    inputs: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
+    while len(inputs) < 8 or sum(part.shape[0] for part in inputs) < 16 * projection.in_features:
         _, fused, target = batch()
         inputs.append(fused.float().flatten(0, 1))
         targets.append(target.flatten(0, 1))

@@ -192,11 +192,11 @@ class TinyRecipe:
         words = sorted(word for word, count in counts.items() if count >= 2)
         return NameSource(self.names, words, self.tokenizer)
 
-    def exercises(self, num_items: int, seed: int) -> NamedCaptionExercises:
-        """Text exercises."""
+    def exercises(self, num_items: int, seed: int, **settings: Any) -> NamedCaptionExercises:
+        """Text exercises; `settings` are those of [`~name_exercises.NamedCaptionExercises`]."""
         nouns = {name for name in self.names if " " not in name} | set(PEOPLE_AND_DOGS)
         lists, words = self.simulated["lists"], self.simulator.words
-        return NamedCaptionExercises(self.corpus, lists, words, nouns, self.name_source, num_items, seed)
+        return NamedCaptionExercises(self.corpus, lists, words, nouns, self.name_source, num_items, seed, **settings)
 
     # Stages
 
@@ -236,7 +236,8 @@ class TinyRecipe:
             if not (result / "config.json").exists():
                 settings, own = self._split_numbers(numbers)
                 model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
-                others = self.exercises(settings.steps * settings.batch_size, settings.seed)
+                total = settings.steps * settings.batch_size
+                others = self.exercises(total, settings.seed, weights=own["kinds"])
                 exercises = CopyingExercises(others, own["copied"], settings.seed)
                 collator = NamesAsTextCollator(self.tokenizer, self.recipe["model"]["max_name_length"], 24)
                 run_stage(model, exercises, collator, settings, self.work / f"names-{number}-checkpoints")
