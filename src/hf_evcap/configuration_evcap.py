@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
@@ -209,10 +210,12 @@ class EVCapConfig(PreTrainedConfig):
                 raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")
         if self.num_retrieved_names < 0:
             raise ValueError(f"`num_retrieved_names` must not be negative, got {self.num_retrieved_names}.")
-        if self.memory_reference is not None and set(self.memory_reference) - {"repo_id", "revision"}:
-            raise ValueError(
-                f"`memory_reference` holds `repo_id` and `revision`, got {sorted(self.memory_reference)}."
-            )
+        if self.memory_reference is not None:
+            if set(self.memory_reference) - {"repo_id", "revision"} or "repo_id" not in self.memory_reference:
+                raise ValueError(
+                    f"`memory_reference` holds `repo_id` and `revision`, got {sorted(self.memory_reference)}."
+                )
+            validate_repo_id(self.memory_reference["repo_id"])  # a local path would be of no use to others
 
     @property
     def num_prefix_tokens(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .hub_card import make_card, table_cell
@@ -91,7 +91,8 @@ It is a plain dataset too: `datasets.load_dataset("{repo_id}")`."""
 def _coverage(facts: Mapping[str, Any], rows_per_name: Counter[str]) -> str:
     spread = facts["rows_per_name"]
     text = f"## Coverage\n\nRows a name: {spread['min']} to {spread['max']}, {spread['mean']:.1f} on average."
-    counts, start = [], 0
+    counts: list[tuple[str, str]] = []
+    start: float = 0
     for limit, label in _COVERAGE:
         names = sum(start < rows <= limit for rows in rows_per_name.values())
         start = limit
@@ -100,7 +101,7 @@ def _coverage(facts: Mapping[str, Any], rows_per_name: Counter[str]) -> str:
     return f"{text}\n\n{_table(('rows a name', 'names'), counts)}" if counts else text
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *(tuple(map(table_cell, row)) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -304,7 +304,8 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
 
     # Stage 2: retrieve
 
-    def pipeline_class(self) -> type:
+    @classmethod
+    def pipeline_class(cls) -> type:
         """[`EVCapPipeline`], which is copied into a saved repo."""
         from .pipeline_evcap import EVCapPipeline
 

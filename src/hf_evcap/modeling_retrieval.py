@@ -20,7 +20,7 @@ from .memory_evcap import MANIFEST_NAME
 
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-_WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 _PIPELINE_TASKS = ("image-to-text", "image-text-to-text")
 
 
@@ -37,6 +37,17 @@ def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
         digest.update(values[places].float().cpu().numpy().astype("<f4").tobytes() if values.numel() else b"")
     return digest.hexdigest()
+
+
+def class_address(code: type) -> str:
+    """Where a repo that carries the code finds a class: `"module.Class"`."""
+    return f"{code.__module__.split('.')[-1]}.{code.__name__}"
+
+
+def pipeline_entries(pipeline_class: type) -> dict[str, Any]:
+    """What a repo's config says under `custom_pipelines`."""
+    entry = {"impl": class_address(pipeline_class), "pt": ["AutoModelForImageTextToText"]}
+    return {task: entry for task in _PIPELINE_TASKS}
 
 
 class RetrievalPreTrainedModel(PreTrainedModel):
@@ -67,9 +78,10 @@ class RetrievalPreTrainedModel(PreTrainedModel):
         """The attached memory, or `None`."""
         return None
 
-    def pipeline_class(self) -> type:
+    @classmethod
+    def pipeline_class(cls) -> type:
         """The pipeline that a saved repo names in its config, for environments without hf_evcap."""
-        raise NotImplementedError(f"{type(self).__name__} has no pipeline.")
+        raise NotImplementedError(f"{cls.__name__} has no pipeline.")
 
     # Loading and saving
 
@@ -152,11 +164,7 @@ class RetrievalPreTrainedModel(PreTrainedModel):
         referable = memory is not None and memory.repo_id is not None
         self.config.memory_reference = {"repo_id": memory.repo_id, "revision": memory.revision} if referable else None
         pipeline_class = self.pipeline_class()
-        entry = {
-            "impl": f"{pipeline_class.__module__.split('.')[-1]}.{pipeline_class.__name__}",
-            "pt": ["AutoModelForImageTextToText"],
-        }
-        self.config.custom_pipelines = {task: entry for task in _PIPELINE_TASKS}
+        self.config.custom_pipelines = pipeline_entries(pipeline_class)
         try:
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         finally:
@@ -220,7 +228,7 @@ class RetrievalPreTrainedModel(PreTrainedModel):
             token=token,
             revision=revision,
             create_pr=create_pr,
-            stale=[*_WEIGHT_FILES, f"{self.memory_folder}/*"],
+            stale=[*WEIGHT_FILES, f"{self.memory_folder}/*"],
         )
 
     # Identity of the frozen encoder

@@ -13,6 +13,7 @@ VERBS = {
     "caption": ("caption", "caption photos"),
     "memory": ("memory", "build, edit, inspect and publish visual-name memories"),
     "convert": ("convert", "convert the reference implementation's checkpoints and memories"),
+    "push": ("push", "publish a model, memory, metric or Space on the Hub"),
     "env": ("environment", "print versions for a bug report"),
 }
 

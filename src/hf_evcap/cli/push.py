@@ -1,0 +1,76 @@
+"""`hf-evcap push`: publishes a model, a memory, a metric or a Space on the Hub, in one commit."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the verb's parser."""
+    parser = argparse.ArgumentParser(
+        prog="hf-evcap push",
+        description="Publish a whole, working repo on the Hub in one commit: files, code and card. Text that people "
+        "wrote around the generated block of the repo's card stays.",
+        epilog="Log in with `hf auth login` first, or set HF_TOKEN.",
+    )
+    parser.add_argument("kind", choices=("model", "memory", "metric", "space"), help="what SOURCE is")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder (also those of hub_configs/) or a Hub id; 'default' for the embedded model; a metric's name",
+    )
+    parser.add_argument("repo", metavar="REPO", help="where to, such as user/name")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--revision", help="branch to commit to; made if it does not exist")
+    parser.add_argument("--commit-message", help="title of the commit")
+    parser.add_argument("--token", help="access token (default: that of `hf auth login`)")
+    parser.add_argument("--dry-run", action="store_true", help="list files and sizes, upload nothing")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Makes the folder ready, and uploads or lists it."""
+    arguments = make_parser().parse_args(argv)
+    import hf_evcap
+
+    from ..hub.ready_repo import prepare_repo
+    from ..hub_upload import upload_in_one_commit
+
+    source = arguments.source
+    if arguments.kind == "model" and source == "default":
+        source = hf_evcap.default_model()
+    with tempfile.TemporaryDirectory(prefix="hf-evcap-push-") as folder:
+        ready = prepare_repo(arguments.kind, source, Path(folder), arguments.repo)
+        if arguments.dry_run:
+            for name, size in ready.files.items():
+                print(f"{format_size(size):>10}  {name}")
+            total = format_size(sum(ready.files.values()))
+            print(f"{total:>10}  in {len(ready.files)} files would go to the {ready.repo_type} repo {arguments.repo}")
+            return 0
+        commit = upload_in_one_commit(
+            ready.folder,
+            arguments.repo,
+            repo_type=ready.repo_type,
+            commit_message=arguments.commit_message or f"Upload {arguments.kind}",
+            private=arguments.private,
+            token=arguments.token,
+            revision=arguments.revision,
+            create_pr=arguments.create_pr,
+            stale=ready.stale,
+            space_sdk=ready.space_sdk,
+        )
+    print(f"commit {commit.oid}")
+    print(commit.pr_url or commit.repo_url)
+    return 0
+
+
+def format_size(size: float) -> str:
+    """Writes a number of bytes as people read it."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

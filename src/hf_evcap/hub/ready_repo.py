@@ -1,0 +1,153 @@
+"""Makes a folder into a repo that works by itself on the Hub: code, entries in its configs and card are added."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import RepoCard, snapshot_download
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from ..hub_card import merge_cards
+from ..hub_upload import CARD_NAME, explained_hub_errors, files_to_upload
+from ..memory_evcap import MANIFEST_NAME, VisualNameMemory
+from ..metrics import METRICS, metric_path
+from ..modeling_retrieval import WEIGHT_FILES, class_address, pipeline_entries
+from .card_facts import RESULTS_NAME
+from .model_card import write_model_card
+
+
+KINDS = ("model", "memory", "metric", "space")
+
+
+@dataclass
+class ReadyRepo:
+    """
+    A folder to upload.
+
+    Args:
+        folder (`Path`): Its files; large ones are links to the source's.
+        repo_type (`str`): `"model"`, `"dataset"` or `"space"`.
+        stale (`list[str]`): Patterns of files that the repo must not keep from an earlier upload.
+        space_sdk (`str`, *optional*): What a new Space runs.
+    """
+
+    folder: Path
+    repo_type: str
+    stale: list[str] = field(default_factory=list)
+    space_sdk: str | None = None
+
+    @property
+    def files(self) -> dict[str, int]:
+        """`dict[str, int]`: Sizes in bytes by path in the repo."""
+        return {name: path.stat().st_size for name, path in files_to_upload(self.folder).items()}
+
+
+def prepare_repo(kind: str, source: str, target: Path, repo_id: str) -> ReadyRepo:
+    """
+    Makes a source ready for the Hub. Weights are neither read nor copied.
+
+    Args:
+        kind (`str`): `"model"`, `"memory"`, `"metric"` or `"space"`.
+        source (`str`): A folder or a Hub id; for a metric also one of the package's names.
+        target (`Path`): An empty folder for what is uploaded.
+        repo_id (`str`): Where it will be published; it stands in the card.
+
+    Raises:
+        FileNotFoundError: The source is not there, or lacks the file that makes it one of its kind.
+        ValueError: The source is damaged, or its card lacks what the Hub needs.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"`kind` must be one of {', '.join(KINDS)}; got {kind!r}.")
+    if kind == "metric" and source in METRICS:
+        source = metric_path(source)
+    folder = _local_folder(source, {"model": "model", "memory": "dataset"}.get(kind, "space"))
+    if kind == "model":
+        return _prepare_model(folder, target, repo_id)
+    if kind == "memory":
+        return _prepare_memory(folder, target, repo_id)
+    if kind == "metric" and not (folder / f"{folder.name}.py").is_file():
+        raise FileNotFoundError(f"{folder} is no metric: {folder.name}.py is missing.")
+    return _prepare_space(folder, target)
+
+
+def _local_folder(source: str, repo_type: str) -> Path:
+    if os.path.isdir(source):
+        return Path(source)
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{source!r} is neither a folder nor a Hub repo id such as 'org/name'.")
+    repo_id, _, revision = source.partition("@")
+    with explained_hub_errors(repo_id, repo_type, revision or None):
+        return Path(snapshot_download(repo_id, repo_type=repo_type, revision=revision or None))
+
+
+def _link_files(folder: Path, target: Path) -> None:
+    """Puts links to a folder's files where the target has none of its own."""
+    for name, path in files_to_upload(folder).items():
+        place = target / name
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path.resolve())
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _prepare_model(folder: Path, target: Path, repo_id: str) -> ReadyRepo:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no model: config.json is missing.")
+    config = AutoConfig.from_pretrained(folder)
+    model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+    processor_class = PROCESSOR_MAPPING[type(config)]
+    pipeline_class = model_class.pipeline_class()
+    for code in (type(config), model_class, processor_class, pipeline_class):
+        custom_object_save(code, target)
+    entries = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    entries["auto_map"] = {code._auto_class: class_address(code) for code in (type(config), model_class)}
+    entries["custom_pipelines"] = pipeline_entries(pipeline_class)
+    _write_json(target / "config.json", entries)
+    if (folder / "processor_config.json").is_file():
+        entries = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        entries["auto_map"] = {processor_class._auto_class: class_address(processor_class)}
+        _write_json(target / "processor_config.json", entries)
+    card = folder / CARD_NAME
+    if card.is_file():
+        (target / CARD_NAME).write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
+    _link_files(folder, target)
+    if not card.is_file() or (folder / RESULTS_NAME).is_file():
+        write_model_card(target, repo_id=repo_id)
+    return ReadyRepo(target, "model", [*WEIGHT_FILES, f"{model_class.memory_folder}/*"])
+
+
+def _prepare_memory(folder: Path, target: Path, repo_id: str) -> ReadyRepo:
+    if (folder / MANIFEST_NAME).is_file():
+        memory = VisualNameMemory.from_pretrained(folder)
+        card = memory.card(memory.manifest(), repo_id)
+        present = folder / CARD_NAME
+        if present.is_file():
+            card = merge_cards(card, present.read_text(encoding="utf-8"))
+        (target / CARD_NAME).write_text(card, encoding="utf-8")
+    elif not (folder / CARD_NAME).is_file():
+        raise FileNotFoundError(f"{folder} is no memory: {MANIFEST_NAME} is missing.")
+    _link_files(folder, target)
+    return ReadyRepo(target, "dataset", ["data/*", "index.faiss"])
+
+
+def _prepare_space(folder: Path, target: Path) -> ReadyRepo:
+    card = folder / CARD_NAME
+    if not card.is_file():
+        raise FileNotFoundError(f"{folder} has no {CARD_NAME}; a Space says there which `sdk` it runs.")
+    sdk = RepoCard(card.read_text(encoding="utf-8")).data.to_dict().get("sdk")
+    if sdk is None:
+        raise ValueError(f"The metadata of {card} has no `sdk`, such as gradio; a Space needs it.")
+    _link_files(folder, target)
+    return ReadyRepo(target, "space", space_sdk=sdk)
+
+
+__all__ = ["KINDS", "ReadyRepo", "prepare_repo"]
