@@ -358,6 +358,7 @@ def run_without_the_package(folders, photo_paths, workplace):
     site = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
     environment |= {"PYTHONPATH": os.pathsep.join(site), "HF_HOME": str(workplace / "home"), "HF_HUB_OFFLINE": "1"}
+    environment["OMP_NUM_THREADS"] = "1"  # two threads on a busy machine wait for each other
     # -S: no .pth files are read, so that an editable install is not on the path either
     command = [sys.executable, "-S", "-c", REMOTE, "|".join(photo_paths), str(workplace / "saved"), *map(str, folders)]
     done = subprocess.run(command, env=environment, cwd=workplace, capture_output=True, text=True, timeout=300)
