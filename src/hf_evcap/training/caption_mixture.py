@@ -170,7 +170,7 @@ class CachedFeatures:
         features = torch.zeros(len(examples), self.num_patches, self.hidden_size)
         for row, example in zip(features, examples, strict=True):
             if example["features"] is not None:
-                row.copy_(torch.from_numpy(np.asarray(example["features"])))
+                row.copy_(torch.from_numpy(np.array(example["features"])))
                 generator = np.random.default_rng(example["seed"])
                 row[
                     torch.from_numpy(generator.random(self.num_patches) < generator.random() * 2 * self.cell_dropout)
