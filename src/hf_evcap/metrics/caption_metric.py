@@ -6,7 +6,7 @@ A metric script imports this module and not its classes: `evaluate` takes the fi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import evaluate
@@ -14,106 +14,132 @@ import evaluate
 from hf_evcap.metrics.ptb_tokenizer import tokenize_captions
 
 
-TOKENISATION = """
+IMAGE_IDS = """
+    image_ids (`list`): Optional ids of the images, only checked: one an image, none missing, none twice."""
+TOKENISATION = f"""
     tokenize (`bool`): Tokenise with the rules of Stanford's PTB tokeniser as coco-caption does. Set to False when the
-        captions are tokenised already. Default True.
-    image_ids (`list`): Optional ids of the images, only checked: one an image, none twice."""
+        captions are tokenised already. Default True.{IMAGE_IDS}"""
 
 
 class CheckedMetric(evaluate.Metric):
     """A metric that checks its inputs before `evaluate` stores them, and leaves nothing behind after an error.
 
-    `evaluate` itself turns NaN and numbers into strings and tells of a mismatch only when it writes the batch. A
-    subclass says in `checks` how each of its inputs is checked.
+    `evaluate` by itself turns NaN and numbers into strings and drops arguments it has no feature for.
+
+    Attributes:
+        checks (`dict[str, Callable]`): For each input a function of the entry's name and value that raises on bad
+            values and gives the value to store.
+        optional (`frozenset[str]`): Inputs that may be missing; an empty list an image is stored then.
     """
 
-    checks: dict[str, str] = {"predictions": "caption", "references": "captions"}
+    checks: dict[str, Callable[[str, Any], Any]]
+    optional: frozenset[str] = frozenset()
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **inputs: Any) -> None:
         """Check and store a batch."""
-        inputs = {"predictions": predictions, "references": references, **inputs}
-        inputs = {name: value for name, value in inputs.items() if name in self.checks or value is not None}
-        self._check({name: _as_list(name, value) for name, value in inputs.items() if name in self.checks})
-        super().add_batch(**inputs)
+        super().add_batch(**self._checked({"predictions": predictions, "references": references, **inputs}))
 
     def add(self, *, prediction: Any = None, reference: Any = None, **inputs: Any) -> None:
         """Check and store one example."""
         inputs = {"predictions": prediction, "references": reference, **inputs}
-        self._check({name: [value] for name, value in inputs.items() if name in self.checks})
-        inputs.pop("predictions"), inputs.pop("references")
-        super().add(prediction=prediction, reference=reference, **inputs)
+        batch = self._checked({name: None if value is None else [value] for name, value in inputs.items()})
+        super().add_batch(**batch)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **inputs: Any) -> dict[str, Any] | None:
         """Compute the metric."""
+        if references is not None and "references" not in self.checks:
+            raise TypeError(f"{self.name} takes no `references`; its inputs are {', '.join(self.checks)}.")
+        if predictions is not None:
+            inputs = {**dict.fromkeys(self.optional - {"references"}), **inputs}
         try:
             return super().compute(predictions=predictions, references=references, **inputs)
         except BaseException:
             self._discard_stored()
             raise
 
-    def _check(self, inputs: dict[str, list[Any]]) -> None:
-        sizes = {name: len(inputs[name]) for name in self.checks}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(
-                "All inputs need one entry an image, in the same order. Got "
-                + ", ".join(f"{size} {name}" for name, size in sizes.items())
-                + "."
-            )
-        if not sizes["predictions"]:
+    def _checked(self, inputs: dict[str, Any]) -> dict[str, list[Any]]:
+        unknown = sorted(name for name, value in inputs.items() if name not in self.checks and value is not None)
+        if unknown:
+            raise TypeError(f"{self.name} has no input {', '.join(unknown)}; its inputs are {', '.join(self.checks)}.")
+        batch = {name: _as_list(name, inputs.get(name)) for name in self.checks if not self._left_out(name, inputs)}
+        if len({len(values) for values in batch.values()}) > 1:
+            sizes = ", ".join(f"{len(values)} {name}" for name, values in batch.items())
+            raise ValueError(f"All inputs need one entry an image, in the same order. Got {sizes}.")
+        num_images = len(batch["predictions"])
+        if not num_images:
             raise ValueError("Got no predictions: there is nothing to score.")
-        for name, check in self.checks.items():
-            for index, value in enumerate(inputs[name]):
-                _CHECKS[check](f"{name}[{index}]", value)
+        for name, values in batch.items():
+            batch[name] = [self.checks[name](f"{name}[{index}]", value) for index, value in enumerate(values)]
+        return {name: batch.get(name, [[] for _ in range(num_images)]) for name in self.checks}
+
+    def _left_out(self, name: str, inputs: dict[str, Any]) -> bool:
+        return name in self.optional and inputs.get(name) is None
 
     def _discard_stored(self) -> None:
         """Release the locks and delete the files of stored examples."""
-        stored: dict[str, Any] = vars(self)
+        stored = self.__dict__
         for lock, path in zip(stored["filelocks"] or [], stored["file_paths"] or [], strict=False):
             if os.path.exists(path):
                 os.remove(path)
             lock.release()
         if stored["filelock"] is not None:
             stored["filelock"].release()
-        stored.update(dict.fromkeys(["data", "writer", "buf_writer", "cache_file_name", "selected_feature_format"]))
-        stored.update(dict.fromkeys(["filelock", "filelocks", "file_paths"]))
+        for name in (
+            "data", "writer", "buf_writer", "filelock", "filelocks", "file_paths", "cache_file_name",
+            "selected_feature_format",
+        ):  # fmt: skip
+            stored[name] = None
 
 
 def _as_list(name: str, value: Any) -> list[Any]:
     if value is None:
         raise ValueError(f"`{name}` is missing: give one entry an image.")
     if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
-        raise TypeError(f"`{name}` must be a list with one entry an image, got {type(value).__name__}.")
+        raise TypeError(f"`{name}` must be a list with one entry an image, got {_shown(value)}.")
     return list(value)
 
 
-def _check_string(name: str, value: Any) -> None:
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, (int, float, type(None))) else type(value).__name__
+
+
+def caption(name: str, value: Any) -> str:
+    """Check a caption, which may be empty."""
     if not isinstance(value, str):
-        shown = repr(value) if isinstance(value, (int, float, type(None))) else type(value).__name__
-        raise TypeError(f"{name} must be a string, got {shown}.")
+        raise TypeError(f"{name} must be a string, got {_shown(value)}.")
+    return str(value)
 
 
-def _check_strings(name: str, value: Any) -> None:
+def captions_or_none(name: str, value: Any) -> list[str]:
+    """Check a list of captions, which may be empty."""
     if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
-        shown = repr(value) if isinstance(value, (int, float, type(None))) else type(value).__name__
-        raise TypeError(f"{name} must be a list of strings, got {shown}.")
-    for index, item in enumerate(value):
-        _check_string(f"{name}[{index}]", item)
+        raise TypeError(f"{name} must be a list of strings, got {_shown(value)}.")
+    return [caption(f"{name}[{index}]", item) for index, item in enumerate(value)]
 
 
-def _check_captions(name: str, value: Any) -> None:
-    _check_strings(name, value)
-    if len(value) == 0:
+def captions(name: str, value: Any) -> list[str]:
+    """Check a list of at least one caption."""
+    value = captions_or_none(name, value)
+    if not value:
         raise ValueError(f"{name} is empty: each prediction needs at least one reference caption.")
+    return value
 
 
-def _check_names(name: str, value: Any) -> None:
-    _check_strings(name, value)
+def names_or_none(name: str, value: Any) -> list[str]:
+    """Check a list of names, which may be empty; a single name may stand without a list."""
+    value = captions_or_none(name, [value] if isinstance(value, str) else value)
     for index, item in enumerate(value):
-        if not item.strip():
-            raise ValueError(f"{name}[{index}] is a blank name.")
+        if not any(character.isalnum() for character in item):
+            raise ValueError(f"{name}[{index}] is {item!r}, which holds no word: expected a name.")
+    return value
 
 
-_CHECKS = {"caption": _check_string, "captions": _check_captions, "names": _check_names}
+def names(name: str, value: Any) -> list[str]:
+    """Check a list of at least one name; a single name may stand without a list."""
+    value = names_or_none(name, value)
+    if not value:
+        raise ValueError(f"{name} is empty: expected at least one name.")
+    return value
 
 
 def check_image_ids(image_ids: Sequence[Any] | None, num_images: int) -> None:
@@ -163,6 +189,7 @@ def prepare_captions(
         `tuple[list[str], list[list[str]]]`: Tokenised predictions and references.
     """
     if not tokenize:
-        return list(predictions), [list(captions) for captions in references]
-    flat = iter(tokenize_captions([caption for captions in references for caption in captions]))
-    return tokenize_captions(predictions), [[next(flat) for _ in captions] for captions in references]
+        return list(predictions), [list(references_of_image) for references_of_image in references]
+    flat = iter(tokenize_captions([text for references_of_image in references for text in references_of_image]))
+    tokenized = [[next(flat) for _ in references_of_image] for references_of_image in references]
+    return tokenize_captions(predictions), tokenized

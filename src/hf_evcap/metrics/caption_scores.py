@@ -248,7 +248,7 @@ def cider_scores(
             counts.captions[~is_prediction][found] - num_images, weights=products, minlength=len(similarity)
         )
         norm = norms[:num_images][image_of_reference] * norms[num_images:]
-        similarity += np.divide(dots, norm, out=np.zeros_like(dots), where=norm != 0)
+        similarity += np.divide(dots, norm, out=np.zeros_like(norm), where=norm != 0)
 
     sums = np.bincount(image_of_reference, weights=similarity * penalty, minlength=num_images)
     num_references = np.bincount(image_of_reference, minlength=num_images)

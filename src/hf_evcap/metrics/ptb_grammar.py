@@ -41,31 +41,32 @@ def _rule(
 
 
 # --- characters
-BLANK = " \\t\\xa0\\u2000-\\u200a\\u3000"
-LINE_END = "\\n\\r\\x0b\\x0c\\x85\\u2028\\u2029"
+BLANK = r" \t\xa0\u2000-\u200a\u3000"
+LINE_END = r"\n\r\x0b\x0c\x85\u2028\u2029"
 ACCENTED = "&[aeiouAEIOU](?:acute|grave|uml);"  # an accented letter written as an HTML entity
-LETTER = f"(?:[{LETTERS}{MARKS}\\xad]|{ACCENTED})"
-WORD_CHARACTER = f"(?:[{LETTERS}{MARKS}{DIGITS}\\xad]|{ACCENTED})"
+LETTER = rf"(?:[{LETTERS}{MARKS}\xad]|{ACCENTED})"
+WORD_CHARACTER = rf"(?:[{LETTERS}{MARKS}{DIGITS}\xad]|{ACCENTED})"
 ALPHANUMERIC = f"[{LETTERS}{DIGITS}]"
 DIGIT = f"[{DIGITS}]"
-APOSTROPHE = "(?:['\\x92\\u2019]|&apos;)"
-ANY_APOSTROPHE = "(?:['`\\x91\\x92\\u2018\\u2019\\u201b]|&apos;)"
-IN_WORD = f"[{LETTERS}{MARKS}\\xad&]"
-IN_TOKEN = f"[{LETTERS}{MARKS}{DIGITS}\\xad&]"
-SINGLE_QUOTES = "['\\x92\\u2019&]"
+APOSTROPHE = r"(?:['\x92\u2019]|&apos;)"
+ANY_APOSTROPHE = r"(?:['`\x91\x92\u2018\u2019\u201b]|&apos;)"
+IN_WORD = rf"[{LETTERS}{MARKS}\xad&]"
+IN_TOKEN = rf"[{LETTERS}{MARKS}{DIGITS}\xad&]"
+SINGLE_QUOTES = r"['\x92\u2019&]"
 BREAK = f"[{BLANK}{LINE_END}]"
 
-# Measured over all strings of two to four letters and 36,710 longer words.
+# Found by trying all strings of two to five letters in three spellings, and 236,011 longer words, prefixes and
+# consonant skeletons of words, in front of a period.
 TITLES = (
-    "adj adm adv alex asst atty ave brig capt cf cie cmdr col cpl dept det dr drs elec ens ft gen gov govs hon insp"
-    " invt jos lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof pvt rep reps rev sen sens sfc sgt spc"
-    " st ste supt vs wm"
+    "adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft"
+    " gen gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs"
+    " pvt rep reps rev sen sens sfc sgt spc st ste supt supts treas vs wm"
 ).split()
 # These can also end a sentence, and are not joined to a single character that follows ("Inc.s").
 ABBREVIATIONS = (
-    "al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc ext feb fla fri"
-    " ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn ph\\.d"
-    " plc rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo"
+    r"al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec ed\.d esq est etc ext feb"
+    " fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn"
+    r" ph\.d plc rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo"
 ).split()
 CAPITALISED_ABBREVIATIONS = ("ark", "az", "del", "ill", "la", "mass", "miss", "ore", "pa", "tex", "wash")
 NUMBER_ABBREVIATIONS = ("art", "ca", "fig", "figs", "no", "nos", "op", "pp", "prop")  # only in front of a number
@@ -115,14 +116,14 @@ def _round_brackets(token: str) -> str:
 
 
 # --- markup
-_TAG_NAME = "[A-Za-z][A-Za-z0-9_:.\\-]*"
+_TAG_NAME = r"[A-Za-z][A-Za-z0-9_:.\-]*"
 _TAG_ATTRIBUTE = f"{_TAG_NAME}(?:[ ]*=[ ]*(?:'[^']*'|\"[^\"]*\"))?"
 _rule(
     "<",
-    f"<(?:[!?][A-Za-z\\-][^>\\r\\n]*|/{_TAG_NAME}[ ]*|{_TAG_NAME}(?:[ ]+{_TAG_ATTRIBUTE})*[ ]*/?[ ]*)>",
+    rf"<(?:[!?][A-Za-z\-][^>\r\n]*|/{_TAG_NAME}[ ]*|{_TAG_NAME}(?:[ ]+{_TAG_ATTRIBUTE})*[ ]*/?[ ]*)>",
     write=_unbroken,
 )
-_rule("[&\\x96\\x97\\u2013-\\u2015]", "&(?:MD|mdash|ndash);|[\\x96\\x97\\u2013-\\u2015]", write=lambda token: "--")
+_rule(r"[&\x96\x97\u2013-\u2015]", r"&(?:MD|mdash|ndash);|[\x96\x97\u2013-\u2015]", write=lambda token: "--")
 _rule("&", "&(?:amp|AMP);", write=lambda token: "&")
 _rule("&", "&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);")
 _rule("&", "&nbsp;", write=lambda token: "")
@@ -135,7 +136,7 @@ _rule("[cC]", "can", "not", ignore_case=True)
 for _head, _tail in (("gon", "na"), ("got", "ta"), ("lem", "me"), ("gim", "me"), ("wan", "na")):
     _rule(f"[{_head[0]}]", _head, _tail, ignore_case=True)
 _rule("'", "'t", "is|was", ignore_case=True)
-_rule("[A-Za-z\\xad]", "[A-Za-z\\xad]*[A-MO-Za-mo-z](?:\\xad)*", NOT_CLITIC, _without_soft_hyphens)
+_rule(r"[A-Za-z\xad]", r"[A-Za-z\xad]*[A-MO-Za-mo-z](?:\xad)*", NOT_CLITIC, _without_soft_hyphens)
 _rule(IN_WORD, WORD, CLITIC, _without_soft_hyphens)
 _rule(IN_WORD, WORD, write=_without_soft_hyphens)
 
@@ -149,25 +150,25 @@ _rule("[ncesl]", "nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l", ignore_case=T
 _rule("[oO]", f"[oO]{ANY_APOSTROPHE}[oO]")
 _rule("[cC]", f"(?:cap{APOSTROPHE}n|c{APOSTROPHE}est)", ignore_case=True)
 _rule("[-paPAsS]", "-(?:[lr][rcs]b)-|pro-|anti-|s(?:&amp;|&)(?:p-500|ls)", write=_plain_ampersand, ignore_case=True)
-_rule("[cCfF]", "[cC]\\+\\+|[cCfF]#")
+_rule("[cCfF]", r"[cC]\+\+|[cCfF]#")
 _rule("[yY]", f"[yY]{APOSTROPHE}", f"[{LETTERS}]")
 
 # --- addresses
-_PATH = '[^ \\t\\n\\f\\r"<>|()]+[^ \\t\\n\\f\\r"<>|.!?(){},\\-]'
-_URL = '[^ \\t\\n\\f\\r"<>|(){}]+[^ \\t\\n\\f\\r"<>|.!?(){},\\-]'
+_PATH = r'[^ \t\n\f\r"<>|()]+[^ \t\n\f\r"<>|.!?(){},\-]'
+_URL = r'[^ \t\n\f\r"<>|(){}]+[^ \t\n\f\r"<>|.!?(){},\-]'
 _LABEL = "[^ \\t\\n\\f\\r\"`'<>|.!?(){},-_$]"
-_HOST = '[^ \\t\\n\\f\\r"<>|.!?(){},]'
+_HOST = r'[^ \t\n\f\r"<>|.!?(){},]'
 _rule("[hH]", f"(?i:https?)://{_URL}")
-_rule("[wW]", f"(?i:www)\\.(?:{_HOST}+\\.)+[a-zA-Z]{{2,4}}(?:/{_PATH})?")
-_rule(_LABEL, f"(?:{_LABEL}+\\.)+(?i:com|net|org|edu)(?:/{_PATH})?")
-_MAILBOX = '[^ \\t\\n\\f\\r"<>|(){}\\xa0]'
-_DOMAIN = '[^ \\t\\n\\f\\r"<>|(){}.\\xa0]'
-_rule("[A-Za-z0-9<&]", f"(?:&lt;|<)?[a-zA-Z0-9]{_MAILBOX}*@(?:{_DOMAIN}+\\.)*{_DOMAIN}+(?:&gt;|>)?")
+_rule("[wW]", rf"(?i:www)\.(?:{_HOST}+\.)+[a-zA-Z]{{2,4}}(?:/{_PATH})?")
+_rule(_LABEL, rf"(?:{_LABEL}+\.)+(?i:com|net|org|edu)(?:/{_PATH})?")
+_MAILBOX = r'[^ \t\n\f\r"<>|(){}\xa0]'
+_DOMAIN = r'[^ \t\n\f\r"<>|(){}.\xa0]'
+_rule("[A-Za-z0-9<&]", rf"(?:&lt;|<)?[a-zA-Z0-9]{_MAILBOX}*@(?:{_DOMAIN}+\.)*{_DOMAIN}+(?:&gt;|>)?")
 _ENDING = f"(?i:{'|'.join(ABBREVIATIONS)})|(?=[A-Z])(?i:{'|'.join(CAPITALISED_ABBREVIATIONS)})|[pP]?[pP][tT][ey][sS]?"
-_rule("[A-Za-z]", f"(?:{_ENDING})\\.", "[\\s\\S]{2}")
-_rule("[A-Za-z]", _ENDING, "\\.", lambda token: token + ".")  # at the end of the text, where the period is read again
+_rule("[A-Za-z]", rf"(?:{_ENDING})\.", r"[\s\S]{2}")
+_rule("[A-Za-z]", _ENDING, r"\.", lambda token: token + ".")  # at the end of the text, where the period is read again
 _rule("@", "@[a-zA-Z_][a-zA-Z_0-9]*|@+")
-_rule("#", f"#[{LETTERS}{MARKS}\\xad]+")
+_rule("#", rf"#[{LETTERS}{MARKS}\xad]+")
 
 # --- clitics on their own
 _rule(SINGLE_QUOTES, CLITIC, "[^A-Za-z]", _with_plain_apostrophe)
@@ -177,24 +178,24 @@ _rule("[nN]", NOT_CLITIC, write=_with_plain_apostrophe)
 _rule(SINGLE_QUOTES, f"{APOSTROPHE}[0-9][0-9]", BREAK)
 
 # --- numbers
-_GROUP = f"[.:,\\xad\\u066b\\u066c]{DIGIT}+"
+_GROUP = rf"[.:,\xad\u066b\u066c]{DIGIT}+"
 NUMBER = f"(?:{DIGIT}+(?:{_GROUP})*|(?:{_GROUP})+)"
-_STARTS_NUMBER = f"[-+.:,\\xad\\u066b\\u066c{DIGITS}]"
+_STARTS_NUMBER = rf"[-+.:,\xad\u066b\u066c{DIGITS}]"
 _rule(DIGIT, f"{DIGIT}{{1,2}}[-/]{DIGIT}{{1,2}}[-/]{DIGIT}{{2,4}}")
 _rule(_STARTS_NUMBER, f"[-+]?{NUMBER}", write=_without_soft_hyphens)
 _rule(
-    "[\\u207a\\u207b\\u208a\\u208b\\u2070\\xb9\\xb2\\xb3\\u2074-\\u2079\\u2080-\\u2089]",
-    "[\\u207a\\u207b\\u208a\\u208b]?(?:[\\u2070\\xb9\\xb2\\xb3\\u2074-\\u2079]+|[\\u2080-\\u2089]+)",
+    r"[\u207a\u207b\u208a\u208b\u2070\xb9\xb2\xb3\u2074-\u2079\u2080-\u2089]",
+    r"[\u207a\u207b\u208a\u208b]?(?:[\u2070\xb9\xb2\xb3\u2074-\u2079]+|[\u2080-\u2089]+)",
 )
-_rule(DIGIT, f"(?:{DIGIT}{{1,4}}[- \\xa0])?{DIGIT}{{1,4}}(?:\\\\?/|\\u2044){DIGIT}{{1,4}}", write=_unbroken)
+_rule(DIGIT, rf"(?:{DIGIT}{{1,4}}[- \xa0])?{DIGIT}{{1,4}}(?:\\?/|\u2044){DIGIT}{{1,4}}", write=_unbroken)
 _rule("[\xbc-\xbe\u2153-\u215e]", "[\xbc-\xbe\u2153-\u215e]", write=lambda token: FRACTIONS.get(token, token))
 _rule(
     "[(+0-9]",
-    "(?:\\([0-9]{2,3}\\)[ \\xa0]?|(?:\\+\\+?)?(?:[0-9]{2,4}[- \\xa0])?[0-9]{2,4}[- \\xa0])"
-    "[0-9]{3,4}[- \\xa0]?[0-9]{3,5}",
+    r"(?:\([0-9]{2,3}\)[ \xa0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
+    r"[0-9]{3,4}[- \xa0]?[0-9]{3,5}",
     write=_unbroken_brackets,
 )
-_rule("[A-Z$#]", "[A-Z]*\\$|#")
+_rule("[A-Z$#]", r"[A-Z]*\$|#")
 _rule(
     "[\xa2-\xa5\x80\u20a0\u20ac\u060b\u0e3f\u20a4\uffe0\uffe1\uffe5\uffe6]",
     "[\xa2-\xa5\x80\u20a0\u20ac\u060b\u0e3f\u20a4\uffe0\uffe1\uffe5\uffe6]",
@@ -203,59 +204,55 @@ _rule(
 
 # --- compounds
 _PART = f"(?:[dDoOlL]{ANY_APOSTROPHE}{ALPHANUMERIC}{ALPHANUMERIC}+|{ALPHANUMERIC}+)"
-HYPHENATED = f"{_PART}(?:[-\\u058a\\u2010\\u2011_]{_PART})*"
+HYPHENATED = rf"{_PART}(?:[-\u058a\u2010\u2011_]{_PART})*"
 AMPERSANDED = "[A-Z]+(?:(?:&amp;|&AMP;|[+&])[A-Z]+)+"
 _SLASH_PART = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
-_COUNTRY = "(?:Canada|Sino|Korean|EU|Japan|non)-U\\.S|U\\.S\\.-(?:U\\.K|U\\.S\\.S\\.R)"
-ACRONYM = f"[A-Za-z](?:\\.[A-Za-z])*|{_COUNTRY}"
-_LONG_ACRONYM = f"[A-Za-z](?:\\.[A-Za-z])+|{_COUNTRY}"
-HYPHENATED_NUMBER = f"[A-Za-z0-9][A-Za-z0-9.,\\xad]*(?:-(?:(?:{_LONG_ACRONYM})\\.|[A-Za-z0-9\\xad]+))+"
+_COUNTRY = r"(?:Canada|Sino|Korean|EU|Japan|non)-U\.S|U\.S\.-(?:U\.K|U\.S\.S\.R)"
+ACRONYM = rf"[A-Za-z](?:\.[A-Za-z])*|{_COUNTRY}"
+_LONG_ACRONYM = rf"[A-Za-z](?:\.[A-Za-z])+|{_COUNTRY}"
+HYPHENATED_NUMBER = rf"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:(?:{_LONG_ACRONYM})\.|[A-Za-z0-9\xad]+))+"
 _rule(ALPHANUMERIC, HYPHENATED, write=_without_soft_hyphens)
 _rule("[A-Z]", AMPERSANDED, write=_plain_ampersand)
-_rule("[A-Za-z0-9]", f"{_SLASH_PART}(?:\\\\?/{_SLASH_PART}){{1,2}}")
+_rule("[A-Za-z0-9]", rf"{_SLASH_PART}(?:\\?/{_SLASH_PART}){{1,2}}")
 _rule("[A-Za-z0-9]", HYPHENATED_NUMBER, write=_without_soft_hyphens)
 
 # --- abbreviations
-_rule("[A-Za-z]", "[A-Za-z]", f"\\.[{BLANK}{LINE_END}]+(?=[A-Z])(?i:{'|'.join(SENTENCE_STARTERS)})[{BLANK}{LINE_END}]")
-_rule("[A-Za-z]", f"(?:{ACRONYM})\\.")
+_rule("[A-Za-z]", "[A-Za-z]", rf"\.[{BLANK}{LINE_END}]+(?=[A-Z])(?i:{'|'.join(SENTENCE_STARTERS)})[{BLANK}{LINE_END}]")
+_rule("[A-Za-z]", rf"(?:{ACRONYM})\.")
 _rule("[A-Zn]", _COUNTRY, BREAK)
-_rule("[A-Za-z]", f"(?:{'|'.join(TITLES)})\\.", ignore_case=True)
-_rule("[mM]", "[mM][ft][gG]\\.")
-_rule("[A-Za-z]", f"(?:{'|'.join(NUMBER_ABBREVIATIONS)})\\.", f"[{BLANK}{LINE_END}]?{DIGIT}", ignore_case=True)
-_rule(
-    IN_TOKEN,
-    f"(?:{HYPHENATED}|{AMPERSANDED}|{HYPHENATED_NUMBER}|{WORD})\\.",
-    "[,;:\\u3001]",
-    write=_without_soft_hyphens,
-)
+_rule("[A-Za-z]", rf"(?:{'|'.join(TITLES)})\.", ignore_case=True)
+_rule("[mM]", r"[mM][ft][gG]\.")
+_rule("[A-Za-z]", rf"(?:{'|'.join(NUMBER_ABBREVIATIONS)})\.", f"[{BLANK}{LINE_END}]?{DIGIT}", ignore_case=True)
+for _form in (HYPHENATED, AMPERSANDED, HYPHENATED_NUMBER, WORD):
+    _rule(IN_TOKEN, rf"(?:{_form})\.", r"[,;:\u3001]", _without_soft_hyphens)
 _FILE_TYPES = (
-    "bat|bmp|cgi|class|cpp|c|dll|docx|doc|exe|gif|gz|html|htm|h|jar|java|jpeg|jpg|mov|mp3|pdf|php|pl|png|pptx|ppt|ps|py"
+    "bat|bmp|cgi|class|cpp|c|dll|docx|doc|exe|gif|gz|html|htm|h|jar|java|jpeg|jpg|mov|mp3|pdf|php|pl|png|ppt|ps|py"
     "|sql|tar|txt|wav|xml|x|zip"
 )
 _rule(
     IN_TOKEN,
-    f"{WORD_CHARACTER}+(?:\\.{WORD_CHARACTER}+)*\\.(?:{_FILE_TYPES})",
+    rf"{WORD_CHARACTER}+(?:\.{WORD_CHARACTER}+)*\.(?:{_FILE_TYPES})",
     f"{BREAK}|[.?!,]",
     ignore_case=True,
 )
 
 # --- faces, brackets, quotes, punctuation
-_rule("[<>:;=]", "[<>]?[:;=][-o*']?[()DPdpO\\\\{@|\\[\\]]", "[^A-Za-z0-9]", _round_brackets)
+_rule("[<>:;=]", r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]", "[^A-Za-z0-9]", _round_brackets)
 _rule(
     "[-^x=~<>'(]",
-    "[-^x=~<>']_[-^x=~<>']|\\([-^x=~<>'][_.]?[-^x=~<>']\\)|\\([\\^x=~<>']-[\\^x=~<>'`]\\)",
+    r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\)",
     write=_round_brackets,
 )
-_rule("[\\[\\](){}]", "[\\[\\](){}]", write=lambda token: BRACKETS[token])
+_rule(r"[\[\](){}]", r"[\[\](){}]", write=lambda token: BRACKETS[token])
 _rule("[\"&']", "\"|''|&quot;", write=lambda token: "''")
 _rule("['&]", "'|&apos;", write=lambda token: "'")
 _rule(f"[{''.join(QUOTES)}]", f"[{''.join(QUOTES)}]{{1,2}}", write=lambda token: "".join(QUOTES[c] for c in token))
 _rule("&", "&lt;", write=lambda token: "<")
 _rule("&", "&gt;", write=lambda token: ">")
-_rule("[.\\u2026\\x85]", "\\.{3,5}|\\.(?:[ \\xa0]\\.){2,4}|[\\u2026\\x85]", write=lambda token: "...")
+_rule(r"[.\u2026\x85]", r"\.{3,5}|\.(?:[ \xa0]\.){2,4}|[\u2026\x85]", write=lambda token: "...")
 _rule("-", "-{2,4}", write=lambda token: "--")
-_rule("[-_*?!#]", "-+|_+|\\*+|[?!]+|#+")
-_rule("\\\\", "(?:\\\\\\*)+")
+_rule("[-_*?!#]", r"-+|_+|\*+|[?!]+|#+")
+_rule("\\\\", r"(?:\\\*)+")
 _rule("[<>]", "<<|>>")
-_rule("[.,;:@%&/\\\\|+=~^<>\\u201a\\u201e\\u201f\\u2044$]", "[.,;:@%&/\\\\|+=~^<>\\u201a\\u201e\\u201f\\u2044$]")
+_rule(r"[.,;:@%&/\\|+=~^<>\u201a\u201e\u201f\u2044$]", r"[.,;:@%&/\\|+=~^<>\u201a\u201e\u201f\u2044$]")
 _rule(f"[{SYMBOLS}]", f"[{SYMBOLS}]")

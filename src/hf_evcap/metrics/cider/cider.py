@@ -52,6 +52,8 @@ Examples:
 class Cider(caption_metric.CheckedMetric):
     """CIDEr as an `evaluate` metric."""
 
+    checks = {"predictions": caption_metric.caption, "references": caption_metric.captions}
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -46,6 +46,8 @@ Examples:
 class RougeL(caption_metric.CheckedMetric):
     """coco-caption's ROUGE-L as an `evaluate` metric."""
 
+    checks = {"predictions": caption_metric.caption, "references": caption_metric.captions}
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -1,0 +1,88 @@
+"""SPICE of image captions, through pycocoevalcap and Java."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import evaluate
+
+from hf_evcap.metrics import caption_metric, java_scorers
+
+
+_DESCRIPTION = """
+SPICE compares the scene graphs (objects, attributes, relations) of a caption and of its references. This module runs
+the original Java program that pycocoevalcap brings, so it needs `pip install "hf_evcap[coco]"`, a Java runtime and,
+once, Stanford's language models: `python -m pycocoevalcap.spice.get_stanford_models`.
+"""
+
+_CITATION = """
+@inproceedings{anderson2016spice,
+    title     = {{SPICE}: Semantic Propositional Image Caption Evaluation},
+    author    = {Anderson, Peter and Fernando, Basura and Johnson, Mark and Gould, Stephen},
+    booktitle = {European Conference on Computer Vision (ECCV)},
+    pages     = {382--398},
+    year      = {2016}
+}
+"""
+
+_KWARGS_DESCRIPTION = f"""
+Args:
+    predictions (`list` of `str`): One caption an image.
+    references (`list` of `list` of `str`): One or more reference captions an image.{caption_metric.TOKENISATION}
+Returns:
+    spice (`float`): Mean F-score over the images.
+    spice_per_caption (`list` of `float`): F-score of each prediction.
+    spice_by_category (`dict` of `str` to `float`): Mean F-score of each kind of tuple (Object, Attribute, Relation,
+        Color, Size, Cardinality) over the images that have such tuples.
+Examples:
+    >>> spice = evaluate.load(hf_evcap.metric_path("spice"))
+    >>> results = spice.compute(
+    ...     predictions=["a cat sits on a mat"], references=[["A cat is sitting on a mat.", "a cat on a mat"]]
+    ... )
+"""
+
+
+class Spice(caption_metric.CheckedMetric):
+    """SPICE as an `evaluate` metric."""
+
+    checks = {"predictions": caption_metric.caption, "references": caption_metric.captions}
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Value("string"),
+                    "references": datasets.Sequence(datasets.Value("string")),
+                }
+            ),
+            reference_urls=["https://arxiv.org/abs/1607.08822", "https://github.com/tylin/coco-caption"],
+        )
+
+    def _download_and_prepare(self, dl_manager: Any) -> None:
+        java_scorers.require_java("spice")
+
+    def _compute(
+        self,
+        *,
+        predictions: list[str],
+        references: list[list[str]],
+        tokenize: bool = True,
+        image_ids: list[Any] | None = None,
+    ) -> dict[str, Any]:
+        caption_metric.check_image_ids(image_ids, len(predictions))
+        predictions, references = caption_metric.prepare_captions(predictions, references, tokenize)
+        score, scores = java_scorers.score_with_java("spice", predictions, references)
+        by_category: dict[str, list[float]] = {}
+        for categories in scores:
+            for category, figures in categories.items():
+                if category != "All" and figures["f"] == figures["f"]:
+                    by_category.setdefault(category, []).append(float(figures["f"]))
+        return {
+            "spice": score,
+            "spice_per_caption": [float(categories["All"]["f"]) for categories in scores],
+            "spice_by_category": {name: sum(values) / len(values) for name, values in by_category.items()},
+        }
