@@ -45,13 +45,14 @@ def main() -> None:
     parser.add_argument("--recipe", default=str(presets / "evcap-tiny.yaml"), help="YAML (default: evcap-tiny)")
     parser.add_argument("--vision-weights", help="published weights of the vision encoder")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--embedded", action="store_true", help="leave out code and index, as inside the package")
     arguments = parser.parse_args()
     logging.set_verbosity_info()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     recipe = yaml.safe_load(Path(arguments.recipe).read_text(encoding="utf-8"))
     trained = TinyRecipe(recipe, arguments.data, arguments.work, vision_weights(arguments.vision_weights))
-    print(trained.export(arguments.output))
+    print(trained.export(arguments.output, arguments.embedded))
 
 
 if __name__ == "__main__":

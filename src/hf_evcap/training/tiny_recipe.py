@@ -425,8 +425,8 @@ class TinyRecipe:
         model = self.recipe["model"]
         return EVCapProcessor(
             self.image_processor(),
-            self.tokenizer,
-            self.tokenizer,
+            AutoTokenizer.from_pretrained(self.work / "tokenizer"),
+            AutoTokenizer.from_pretrained(self.work / "tokenizer"),  # another object: each is saved with its folder
             num_prefix_tokens=model["num_query_tokens"] + model["num_name_query_tokens"],
             prompt_template="{image}" + self.tokenizer.bos_token,
             prompt="",
@@ -463,12 +463,14 @@ class TinyRecipe:
             photo=[hashlib.sha256(rows[photo]["image"]["bytes"]).hexdigest()[:16] for photo, _ in owners],
         )
 
-    def export(self, output: str | Path) -> Path:
+    def export(self, output: str | Path, embedded: bool = False) -> Path:
         """
         Runs what is missing and writes the finished repo: weights in float16, processor, memory.
 
         Args:
             output (`str` or `Path`): Folder of the repo.
+            embedded (`bool`, *optional*, defaults to `False`):
+                Leave out the code, for a folder inside the installed package, and the index, which is rebuilt.
         """
         started = time.time()
         output = Path(output)
@@ -488,5 +490,8 @@ class TinyRecipe:
         config = output / "config.json"  # half the size on disk, and computed in float32 unless asked otherwise
         config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
         processor.save_pretrained(output)
+        if embedded:
+            for path in [*output.glob("*.py"), output / "memory" / "index.faiss"]:
+                path.unlink(missing_ok=True)
         logger.info("wrote %s in %.0f s", output, time.time() - started)
         return output
