@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from huggingface_hub import CommitInfo
 from PIL import Image, ImageOps, UnidentifiedImageError
-from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
+
+# In transformers 5.17, `transformers.AutoImageProcessor` is a dummy without torchvision; the class needs Pillow only.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .hub_upload import push_saved, take_hub_arguments

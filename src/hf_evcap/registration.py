@@ -52,19 +52,20 @@ def register() -> None:
     if not any(isinstance(present, _RepairRedirectWarning) for present in redirect_logger.filters):
         redirect_logger.addFilter(_RepairRedirectWarning())
 
-    # transformers 5 turns "image-to-text" into "image-text-to-text" before it asks the registry. EVCapPipeline does
-    # for other models what the stock class does, so the warning about overwriting would tell users nothing.
-    task = "image-text-to-text"
+    # Newer transformers 5 turn "image-to-text" into "image-text-to-text" before they ask the registry, older ones do
+    # not know it. EVCapPipeline does for other models what the stock class does, so the warning about overwriting
+    # would tell users nothing.
     registry_logger = logging.getLogger("transformers.pipelines.base")
     level = registry_logger.level
     registry_logger.setLevel(logging.ERROR)
     try:
-        stock = PIPELINE_REGISTRY.supported_tasks[task]
-        PIPELINE_REGISTRY.register_pipeline(
-            task, EVCapPipeline, pt_model=stock["pt"], default=stock.get("default"), type=stock.get("type")
-        )
-        # What makes `save_pretrained` write the pipeline's code, for models of other families too. Our models see to it
-        # themselves.
+        stock = PIPELINE_REGISTRY.supported_tasks["image-text-to-text"]
+        for task in ("image-text-to-text", "image-to-text"):
+            PIPELINE_REGISTRY.register_pipeline(
+                task, EVCapPipeline, pt_model=stock["pt"], default=stock.get("default"), type=stock.get("type")
+            )
+        # What makes `save_pretrained` write the pipeline's code, for models of other families too. Our models see to
+        # it themselves.
         del EVCapPipeline._registered_impl
     finally:
         registry_logger.setLevel(level)
