@@ -79,9 +79,9 @@ def prepare_repo(kind: str, source: str, target: Path, repo_id: str) -> ReadyRep
 def _local_folder(source: str, repo_type: str) -> Path:
     if os.path.isdir(source):
         return Path(source)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{source!r} is neither a folder nor a Hub repo id such as 'org/name'.")
     repo_id, _, revision = source.partition("@")
+    if repo_id.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{source!r} is neither a folder nor a Hub repo id such as 'org/name'.")
     with explained_hub_errors(repo_id, repo_type, revision or None):
         return Path(snapshot_download(repo_id, repo_type=repo_type, revision=revision or None))
 
