@@ -158,7 +158,7 @@ def measure_index(memory: object, source: KeySource, arguments: argparse.Namespa
     build = seconds(memory.row_index)
     index = memory.row_index()
     print(
-        f"index {index.factory} over {len(memory):,} x {memory.dim}: built in {build:.0f} s, resident now {resident_gib():.2f} GiB"
+        f"index {index.factory} of {len(memory):,} x {memory.dim}: built in {build:.0f} s, resident {resident_gib():.2f} GiB"
     )
     flat = faiss.IndexFlatIP(memory.dim)
     for block in memory.key_rows.blocks():

@@ -136,7 +136,7 @@ class RetrievalStore(HubStore):
         if dtype not in KEY_DTYPES:
             raise ValueError(f"`dtype` must be one of {', '.join(KEY_DTYPES)}; got {dtype!r}.")
         checked, new_keys = cls._check_rows(texts, keys, None, np.dtype(dtype), columns)
-        return cls._assemble(
+        return cls.assemble(
             checked,
             KeyRows.of(new_keys),
             encoder_fingerprint=encoder_fingerprint,
@@ -147,7 +147,7 @@ class RetrievalStore(HubStore):
         )
 
     @classmethod
-    def _assemble(cls, columns: pa.Table, keys: KeyRows, **settings: Any) -> Self:
+    def assemble(cls, columns: pa.Table, keys: KeyRows, **settings: Any) -> Self:
         """Puts checked rows into a store without copying them."""
         dtype = np.dtype("float32")
         empty = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(0, dtype)), keys.dim)
@@ -401,7 +401,7 @@ class RetrievalStore(HubStore):
         return self._sibling(self.columns, self.key_rows)
 
     def _sibling(self, columns: pa.Table, keys: KeyRows) -> Self:
-        return self._assemble(columns, keys, **self.settings)
+        return self.assemble(columns, keys, **self.settings)
 
     def astype(self, dtype: str) -> Self:
         """Returns a store whose keys are kept as `"float32"` or `"float16"`."""
@@ -482,7 +482,7 @@ class RetrievalStore(HubStore):
         """`str`: FAISS factory string of the index: the one that was asked for, or the default for this many rows."""
         if self._index_factory is not None:
             return self._index_factory
-        factory, built = default_index_factory(len(self)), self.key_rows.buffer.index
+        factory, built = default_index_factory(len(self), self.dim), self.key_rows.buffer.index
         return factory if built is None or factory == "Flat" else built.factory
 
     @index_factory.setter

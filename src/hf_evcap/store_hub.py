@@ -127,7 +127,7 @@ class HubStore:
         if os.path.isdir(source):
             return cls._read_files(Path(source) / subfolder, memory_map)
         repo_id, _, suffix = source.partition("@")
-        if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        if repo_id.count("/") != 1 or source.startswith((".", "/", "~")):
             raise FileNotFoundError(
                 f"{source!r} is neither a folder nor a Hub repo id of the form 'org/name' or 'org/name@revision'."
             )
@@ -165,7 +165,7 @@ class HubStore:
         check_keys(keys.array, len(columns), None, keys.dtype)
         factory = manifest.get("index_factory")
         chosen = None if manifest.get("index_chosen_by_size") else factory
-        store = cls._assemble(
+        store = cls.assemble(
             columns,
             keys,
             encoder_fingerprint=manifest.get("encoder_fingerprint"),

@@ -70,10 +70,11 @@ class KeyBuffer:
     Args:
         keys (`np.ndarray` of shape `(rows, dim)`): The first keys; copied.
         spare (`int`): Rows that can be added before the buffer has to move. Untouched room takes no memory.
+        array (`np.ndarray` of shape `(len(keys) + spare, dim)`, *optional*): Room to use, such as a file's.
     """
 
-    def __init__(self, keys: np.ndarray, spare: int) -> None:
-        self.array = np.empty((len(keys) + spare, keys.shape[1]), dtype=keys.dtype)
+    def __init__(self, keys: np.ndarray, spare: int, array: np.ndarray | None = None) -> None:
+        self.array = np.empty((len(keys) + spare, keys.shape[1]), dtype=keys.dtype) if array is None else array
         self.scale = np.empty(len(keys) + spare, dtype=np.float32)  # 1 / length of each key
         self.used = 0
         self.index: Any = None  # a `RowIndex` over the buffer's rows, once one was needed

@@ -1,0 +1,18 @@
+"""Building memories from photo collections: sources of named photos, and a builder that can be interrupted."""
+
+from __future__ import annotations
+
+from .builder import BuildReport, build_memory
+from .photo_sources import NamedPhotos, annotated_boxes, dataset_rows, joined, photo_folder, photo_table
+
+
+__all__ = [
+    "BuildReport",
+    "NamedPhotos",
+    "annotated_boxes",
+    "build_memory",
+    "dataset_rows",
+    "joined",
+    "photo_folder",
+    "photo_table",
+]
