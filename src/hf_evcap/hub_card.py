@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+import yaml
 from huggingface_hub import RepoCard
 from huggingface_hub.repocard_data import CardData
 from transformers.utils import logging
@@ -27,8 +28,8 @@ def _read(content: str, where: str) -> tuple[dict[str, Any], str]:
     """Metadata and text of a card."""
     try:
         card = RepoCard(content)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"The card {where} has metadata that cannot be read ({error}). Correct it first.") from error
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"The metadata of the card {where} cannot be read ({error}). Correct it first.") from error
     return card.data.to_dict(), card.text.strip("\r\n")
 
 
@@ -81,7 +82,7 @@ def merge_cards(new: str, present: str | None) -> str:
         block = _BLOCK.search(text)
     if block is None or present is None:
         return new
-    present_metadata, present_text = _read(present, "that the repo has")
+    present_metadata, present_text = _read(present, "on the Hub")
     found = _BLOCK.search(present_text)
     hashes = dict(pair.split("=", 1) for pair in found["hashes"].split() if "=" in pair) if found else {}
     merged = dict(metadata)
