@@ -177,7 +177,7 @@ def test_mixture_repeats_by_item_and_puts_the_name_in_the_list(tokenizer):
     one, two = mixture(tokenizer), mixture(tokenizer)
     for item in range(40):
         first, second = one[item], two[item]
-        assert (first["names"], first["caption"], first["seed"]) == (second["names"], second["caption"], second["seed"])
+        assert all(first[field] == second[field] for field in ("names", "caption", "seed"))
     objects = mixture(tokenizer)
     objects.weights, objects.name_dropout = (0, 0, 1, 0), 0.0
     for item in range(30):
@@ -199,7 +199,8 @@ def test_feature_cache_goes_on_where_it_stopped(tmp_path):
     torch.manual_seed(0)
     vision = EfficientNetLiteModel(EfficientNetLiteConfig(image_size=64)).eval()
     processor = EfficientNetLiteImageProcessor()
-    photos = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 60, 3), dtype=np.uint8)) for i in range(5)]
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 40, 60, 3), dtype=np.uint8)
+    photos = [Image.fromarray(photo) for photo in pixels]
     arguments = {"views": 2, "side": 64, "batch_size": 2}
     whole = cache_vision_features(vision, processor, photos, lambda photo: photo, tmp_path / "whole.npy", **arguments)
     assert whole.shape == (5, 2, 4, 1280)

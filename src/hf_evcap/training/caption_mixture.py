@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .name_exercises import OBJECT_TEMPLATES, NamedCaptionExercises, NameSource
+from .name_exercises import OBJECT_TEMPLATES, CopyingExercises, NamedCaptionExercises, NameSource
 
 
 @dataclass
@@ -79,7 +79,7 @@ class CaptionMixture:
         photos: CaptionedPhotos,
         borrowed: Sequence[tuple[int, str]],
         objects: NamedPhotos,
-        exercises: NamedCaptionExercises,
+        exercises: NamedCaptionExercises | CopyingExercises,
         source: NameSource,
         num_items: int,
         seed: int = 0,

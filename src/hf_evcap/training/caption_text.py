@@ -156,6 +156,7 @@ class SceneTextSimulator:
             Word indices `(captions, noises, num_words)`, the nearest photo of each caption and its similarity.
         """
         generator = torch.Generator().manual_seed(seed)
+        num_words = min(num_words, len(self.words))
         lists = np.zeros((len(captions), len(noises), num_words), dtype=np.int16)
         nearest, closeness = np.zeros(len(captions), dtype=np.int64), np.zeros(len(captions), dtype=np.float32)
         for start in range(0, len(captions), 2048):

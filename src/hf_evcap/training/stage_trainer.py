@@ -31,6 +31,7 @@ class StageSettings:
             Factor of the learning rate for parameters whose name starts with the key; 0 freezes them. The longest
             matching key counts.
         warmup_steps (`int`, *optional*, defaults to 50): Linear warm-up, then a cosine.
+        schedule_steps (`int`, *optional*): Steps over which the cosine runs, where the stage stops before its end.
         final_rate (`float`, *optional*, defaults to 0.05): What is left of the learning rate at the end.
         weight_decay (`float`, *optional*, defaults to 0.05): For matrices only.
         average (`float`, *optional*): Decay of the exponential average of the weights that the stage hands on.
@@ -46,6 +47,7 @@ class StageSettings:
     learning_rate: float
     part_rates: dict[str, float] = field(default_factory=dict)
     warmup_steps: int = 50
+    schedule_steps: int | None = None
     final_rate: float = 0.05
     weight_decay: float = 0.05
     average: float | None = None
@@ -174,7 +176,7 @@ class StageTrainer(Trainer):
         settings = self.settings
 
         def factor(step: int) -> float:
-            done = min(1.0, step / max(1, num_training_steps))
+            done = min(1.0, step / max(1, settings.schedule_steps or num_training_steps))
             cosine = settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
             return min(1.0, (step + 1) / max(1, settings.warmup_steps)) * cosine
 

@@ -335,7 +335,7 @@ class TinyRecipe:
     @torch.no_grad()
     def retrieval_queries(self, model: EVCapForConditionalGeneration, features: np.ndarray) -> torch.Tensor:
         """Retrieval queries of cached features `(photos, num_patches, hidden_size)`."""
-        parts = [torch.from_numpy(np.asarray(features[i : i + 128])).float() for i in range(0, len(features), 128)]
+        parts = [torch.from_numpy(np.array(features[i : i + 128])).float() for i in range(0, len(features), 128)]
         return torch.cat([model.vision_space(part) for part in parts])
 
     def retrieved(self, model: EVCapForConditionalGeneration) -> tuple[list[list[list[str]]], list[list[list[str]]]]:
@@ -376,13 +376,15 @@ class TinyRecipe:
         return results[0], results[1]
 
     def joint(self) -> EVCapForConditionalGeneration:
-        """Stage 4: photos, borrowed captions, objects and text together."""
+        """Stage 4: photos, borrowed captions, objects and text together; in rounds."""
         model = self.aligned()
-        result = self.work / "joint.pt"
-        if result.exists():
-            model.load_state_dict(torch.load(result, weights_only=True))
+        rounds = self.recipe["stages"]["joint"]
+        results = [self.work / f"joint-{number}.pt" for number in range(1, len(rounds) + 1)]
+        done = max((number for number, path in enumerate(results, start=1) if path.exists()), default=0)
+        if done:
+            model.load_state_dict(torch.load(results[done - 1], weights_only=True))
+        if done == len(rounds):
             return model
-        settings, own = self.stage_settings("joint")
         scene_names, object_names = self.retrieved(model)
         photos, objects = self.features
         labels = [normalize_name(name) for name in self.objects["name"]]
@@ -391,18 +393,41 @@ class TinyRecipe:
         def leading_objects(names: list[str]) -> int:
             return next((i for i, name in enumerate(names[:slots]) if name not in known), min(slots, len(names)))
 
-        close = self.simulated["closeness"] > own["borrowed_similarity"]
-        borrowed = [(int(self.simulated["nearest"][i]), self.corpus[i]) for i in np.flatnonzero(close)]
         weights = [agreement_weights(captions) for captions in self.captions]
         counts = [[leading_objects(names) for names in views] for views in object_names]
+        scenes = CaptionedPhotos(photos, self.captions, scene_names, self.training_photos, weights)
+        named = NamedPhotos(objects, labels, object_names, counts, self.training_objects)
+        for number in range(done, len(rounds)):
+            self._joint_round(model, scenes, named, rounds[number], f"joint-{number + 1}-checkpoints")
+            torch.save(model.state_dict(), results[number])
+        return model
+
+    def _joint_round(
+        self,
+        model: EVCapForConditionalGeneration,
+        scenes: CaptionedPhotos,
+        named: NamedPhotos,
+        numbers: dict[str, Any],
+        checkpoints: str,
+    ) -> None:
+        settings, own = self._split_numbers(numbers)
+        with torch.no_grad():
+            model.language_projection.weight.mul_(own["projection_scale"])
+            model.language_projection.bias.mul_(own["projection_scale"])
+        close = self.simulated["closeness"] > own["borrowed_similarity"]
+        borrowed = [(int(self.simulated["nearest"][i]), self.corpus[i]) for i in np.flatnonzero(close)]
         mixture = CaptionMixture(
-            CaptionedPhotos(photos, self.captions, scene_names, self.training_photos, weights),
+            scenes,
             borrowed,
-            NamedPhotos(objects, labels, object_names, counts, self.training_objects),
-            self.exercises(10**7, seed=2),
+            named,
+            CopyingExercises(
+                self.exercises(10**7, settings.seed + 1, weights=own["kinds"]), own["copied"], settings.seed
+            ),
             self.name_source,
             settings.steps * settings.batch_size,
             settings.seed,
+            weights=own["mixture"],
+            replaced=own["replaced"],
         )
         config = model.config
         collator = CaptionCollator(
@@ -411,12 +436,10 @@ class TinyRecipe:
             config.num_prefix_tokens,
             config.max_name_length,
             24,
-            CachedFeatures(photos.shape[2], photos.shape[3], own["cell_dropout"]),
+            CachedFeatures(scenes.features.shape[2], scenes.features.shape[3], own["cell_dropout"]),
             [self.tokenizer.bos_token_id],
         )
-        run_stage(model, mixture, collator, settings, self.work / "joint-checkpoints")
-        torch.save(model.state_dict(), result)
-        return model
+        run_stage(model, mixture, collator, settings, self.work / checkpoints)
 
     # Result
 
