@@ -16,6 +16,7 @@ DESCRIPTION = """Build a memory from named photos. SOURCE is one of
   a folder        whose sub-folders are named for what their photos show
   a .csv, .tsv or .jsonl file    with columns of the photos' paths or URLs and their names
   a .json file    of LVIS or COCO annotations: crops of boxes, at most --photos-per-name a name (needs --images)
+  a .yaml file    a recipe: `source` and any of the options below, by name with _ for -; options given here win
   anything else   a dataset on the Hub, or a folder that `datasets` can load (with --dataset)
 
 A build that was interrupted goes on when the same command is given again. `accelerate launch -m hf_evcap.cli.main
@@ -58,7 +59,35 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--index", help="FAISS factory string, such as Flat or HNSW32 (default: by size)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the kept keys")
     parser.add_argument("--restart", action="store_true", help="forget an unfinished build")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=lambda arguments: run(follow_recipe(arguments, parser)))
+
+
+def follow_recipe(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Takes SOURCE and the options that were not given from a recipe, where SOURCE is one."""
+    if Path(arguments.source).suffix.lower() not in (".yaml", ".yml"):
+        return arguments
+    import yaml
+
+    recipe = yaml.safe_load(Path(arguments.source).read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict) or "source" not in recipe:
+        raise ValueError(f"The recipe {arguments.source} must be a mapping with `source`.")
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    unknown = sorted(set(recipe) - set(actions))
+    if unknown:
+        raise ValueError(
+            f"The recipe {arguments.source} has unknown entries {unknown}; it may have {sorted(actions)}."
+        )
+    for name, value in recipe.items():
+        given, action = getattr(arguments, name), actions[name]
+        if action.choices and value not in action.choices:
+            raise ValueError(f"`{name}` in {arguments.source} must be one of {list(action.choices)}; got {value!r}.")
+        kind = type(action.default) if action.default is not None else action.type or str
+        if not isinstance(value, kind):
+            raise ValueError(f"`{name}` in {arguments.source} must be {kind.__name__}; got {value!r}.")
+        if given == action.default:
+            setattr(arguments, name, value)
+    arguments.source = recipe["source"]
+    return arguments
 
 
 def find_photos(arguments: argparse.Namespace) -> NamedPhotos:

@@ -48,7 +48,7 @@ class ReadyRepo:
         return {name: path.stat().st_size for name, path in files_to_upload(self.folder).items()}
 
 
-def prepare_repo(kind: str, source: str, target: Path, repo_id: str) -> ReadyRepo:
+def prepare_repo(kind: str, source: str, target: Path, repo_id: str, card: Path | None = None) -> ReadyRepo:
     """
     Makes a source ready for the Hub. Weights are neither read nor copied.
 
@@ -57,6 +57,7 @@ def prepare_repo(kind: str, source: str, target: Path, repo_id: str) -> ReadyRep
         source (`str`): A folder or a Hub id; for a metric also one of the package's names.
         target (`Path`): An empty folder for what is uploaded.
         repo_id (`str`): Where it will be published; it stands in the card.
+        card (`Path`, *optional*): Text and metadata of a person, put around the generated card.
 
     Raises:
         FileNotFoundError: The source is not there, or lacks the file that makes it one of its kind.
@@ -66,14 +67,23 @@ def prepare_repo(kind: str, source: str, target: Path, repo_id: str) -> ReadyRep
         raise ValueError(f"`kind` must be one of {', '.join(KINDS)}; got {kind!r}.")
     if kind == "metric" and source in METRICS:
         source = metric_path(source)
+    if card is not None and not card.is_file():
+        raise FileNotFoundError(f"There is no card {card}.")
     folder = _local_folder(source, {"model": "model", "memory": "dataset"}.get(kind, "space"))
-    if kind == "model":
-        return _prepare_model(folder, target, repo_id)
-    if kind == "memory":
-        return _prepare_memory(folder, target, repo_id)
     if kind == "metric" and not (folder / f"{folder.name}.py").is_file():
         raise FileNotFoundError(f"{folder} is no metric: {folder.name}.py is missing.")
-    return _prepare_space(folder, target)
+    if kind == "model":
+        ready = _prepare_model(folder, target, repo_id)
+    elif kind == "memory":
+        ready = _prepare_memory(folder, target, repo_id)
+    else:
+        ready = _prepare_space(folder, target)
+    if card is not None:
+        written = target / CARD_NAME
+        merged = merge_cards(written.read_text(encoding="utf-8"), card.read_text(encoding="utf-8"))
+        written.unlink()  # it may be a link to the source's
+        written.write_text(merged, encoding="utf-8")
+    return ready
 
 
 def _local_folder(source: str, repo_type: str) -> Path:
