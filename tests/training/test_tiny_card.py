@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
+import yaml
 from PIL import Image
 
-from hf_evcap.training.tiny_card import contact_sheet, fill_card
+import hf_evcap.training
+from hf_evcap.hub.card_facts import read_card_facts
+from hf_evcap.training.tiny_card import card_facts, contact_sheet
 from hf_evcap.training.tiny_measurements import TinyMeasurements, says
+
+
+RECIPES = Path(hf_evcap.training.__file__).parent / "recipes"
 
 
 def test_says_whole_words_and_plurals():
@@ -28,8 +37,12 @@ def test_recall_counts_captions_and_places():
     assert counted["by_name"] == {"crab": 1.0, "lamp": 0.5}
 
 
-def test_card_holds_what_was_measured():
+def test_card_holds_what_was_measured(tmp_path):
     recall = {"recall": 0.75, "retrieved_first": 0.8, "retrieved_in_10": 0.9, "by_name": {"crab": 0.25, "lamp": 1.0}}
+    recall["examples"] = [
+        {"name": "crab", "caption": "a photo of a crib", "retrieved": ["crab"]},
+        {"name": "lamp", "caption": "a photo of a lamp", "retrieved": ["lamp"]},
+    ]
     metrics = {"cider": 0.4321, "bleu": 0.2, "rouge_l": 0.4}
     results = {
         "num_beams": 5,
@@ -52,12 +65,21 @@ def test_card_holds_what_was_measured():
             "parameters": 14_000_000,
         },
     }
-    card = fill_card(results, "By a recipe.", ["It calls a cup a bowl."])
-    assert card.startswith("---\n")
-    assert "| CIDEr | 43.2 | 30.0 |" in card
-    assert "| cat.jpg | a cat | tabby |" in card
-    assert "crab (25%), lamp (100%)" in card
-    assert "- It calls a cup a bowl." in card
+    stated = yaml.safe_load((RECIPES / "evcap-tiny-card.yaml").read_text(encoding="utf-8"))
+    facts = card_facts(results, stated)
+    (tmp_path / "results.json").write_text(json.dumps(facts))
+    read_card_facts(tmp_path / "results.json")  # nothing that a card does not know
+    captions, names = facts["tables"]
+    assert captions["rows"][0]["metrics"] == {"CIDEr": 43.2, "BLEU-4": 20.0, "ROUGE-L": 40.0}
+    assert [row["metrics"]["recall in captions"] for row in names["rows"]] == [0.75, 0.01, 0.0, 0.75, 0.75]
+    assert "crab (25%), lamp (100%)" in names["note"]
+    assert [row["caption"] for row in facts["failures"]] == ["a photo of a crib"]
+    assert facts["examples"][0]["photo"] == "../photos/cat.jpg"
+    assert {
+        "value": "1.25",
+        "what": "seconds to add a name by ten photos (median)",
+        "machine": "2 CPU cores, 2 threads",
+    } in (facts["speed"])
 
 
 def test_contact_sheet_holds_every_photo(tmp_path):

