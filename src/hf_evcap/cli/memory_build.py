@@ -23,8 +23,8 @@ A build that was interrupted goes on when the same command is given again. `acce
 memory build ...` shares the work among processes, with the same result."""
 
 
-def add_parser(verbs: Any) -> None:
-    """Adds the verb to the parser of `memory`."""
+def add_parser(verbs: Any) -> argparse.ArgumentParser:
+    """Adds the verb to the parser of `memory`, and returns its own parser."""
     parser = verbs.add_parser(
         "build",
         help="from a folder, a table, a dataset or annotations",
@@ -60,6 +60,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the kept keys")
     parser.add_argument("--restart", action="store_true", help="forget an unfinished build")
     parser.set_defaults(run=lambda arguments: run(follow_recipe(arguments, parser)))
+    return parser
 
 
 def follow_recipe(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:
