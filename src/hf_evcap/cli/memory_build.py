@@ -82,7 +82,7 @@ def follow_recipe(arguments: argparse.Namespace, parser: argparse.ArgumentParser
         given, action = getattr(arguments, name), actions[name]
         if action.choices and value not in action.choices:
             raise ValueError(f"`{name}` in {arguments.source} must be one of {list(action.choices)}; got {value!r}.")
-        kind = type(action.default) if action.default is not None else action.type or str
+        kind: Any = type(action.default) if action.default is not None else action.type or str
         if not isinstance(value, kind):
             raise ValueError(f"`{name}` in {arguments.source} must be {kind.__name__}; got {value!r}.")
         if given == action.default:
