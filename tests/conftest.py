@@ -81,6 +81,7 @@ LANGUAGE_MODELS = {
         "head_dim": 8,
         "max_position_embeddings": 256,
     },
+    "mamba": {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }
 VISION_MODELS = {
     "blip2": {

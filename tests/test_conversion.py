@@ -130,7 +130,7 @@ def test_memory_keys(model, reference):
     with torch.no_grad():
         keys = model.get_memory_keys(reference.tensors["pixel_values"])
     close(keys, reference.tensors["query_output"].mean(dim=1))
-    assert torch.equal(torch.from_numpy(model.memory.keys), reference.tensors["memory_keys"])
+    assert torch.equal(torch.tensor(model.memory.keys), reference.tensors["memory_keys"])
     assert model.memory.names == [" ".join(name.split()) for name in reference.expected["memory_names"]]
 
 
@@ -525,7 +525,7 @@ def test_memory_is_read(reference):
     with reference.memory.open("rb") as file:
         keys, names = pickle.load(file)  # our own fixture
     assert memory.names == names
-    assert torch.equal(torch.from_numpy(memory.keys), keys)
+    assert torch.equal(torch.tensor(memory.keys), keys)
 
 
 @pytest.mark.parametrize("kind", [Command, Evaluation, TorchBytes])

@@ -521,6 +521,7 @@ def test_manual_loop_equals_generate_and_the_cache_changes_nothing(tiny_model, i
     {"num_beams": 3, "do_sample": True, "num_return_sequences": 2},
     {"num_beams": 4, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
 ])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Passing `.*` with `inputs_embeds`")  # the penalties spare the prompt, as meant
 @pytest.mark.parametrize("text", ["llama", "gpt2", "opt"])
 def test_shared_prefill_equals_stock_beams(model_of, inputs, monkeypatch, options, text):
     model = model_of(text)
@@ -609,7 +610,7 @@ def test_encoded_images_instead_of_photos(tiny_model, inputs):
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-@pytest.mark.parametrize("text", ["llama", "gpt2", "opt", "qwen2", "qwen3"])
+@pytest.mark.parametrize("text", ["llama", "gpt2", "opt", "qwen2", "qwen3", "mamba"])
 def test_left_padding_changes_nothing(model_of, processor, photos, text, num_beams):
     """Prompts of different lengths in a batch give what each gives alone."""
     model = model_of(text)

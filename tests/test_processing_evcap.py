@@ -227,6 +227,7 @@ def test_bad_photos(tmp_path, photo_paths):
         load_photo(np.zeros((0, 4, 3), np.uint8))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow says of damage that it can live with
 def test_random_damage_never_escapes_as_another_error(photo_paths):
     """Whatever bytes a scraped data set holds, a caller needs to catch `ValueError` only."""
     generator = random.Random(0)

@@ -547,9 +547,9 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         return EVCapOutput(
             loss=loss,
             logits=outputs.logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            past_key_values=outputs.get("past_key_values"),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
             names=encoded.names,
         )
 
@@ -621,6 +621,8 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         if copies == 1 or not plain or inputs_embeds.shape[1] < 2 or options.get("assistant_model") is not None:
             return {}
         cache = DynamicCache(config=self.config.get_text_config(decoder=True))
+        if not all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers):
+            return {}  # layers that keep a state instead of keys and values
         mask = attention_mask[:, :-1]
         self.language_model.base_model(
             inputs_embeds=inputs_embeds[:, :-1],
