@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -59,7 +60,7 @@ class EfficientNetLiteConfig(PretrainedConfig):
         batch_norm_eps: float = 1e-3,
         batch_norm_momentum: float = 0.01,
         initializer_range: float = 0.02,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         self.image_size = image_size
         self.num_channels = num_channels

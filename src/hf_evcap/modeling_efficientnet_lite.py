@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -118,7 +119,7 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
         self.post_init()
 
     def forward(
-        self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs
+        self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling | tuple[torch.Tensor, torch.Tensor]:
         """Encodes photos.
 

@@ -311,7 +311,8 @@ def test_card_that_a_person_edited_is_kept(hub: Any, client: Any, memory_dir: Pa
         mark = "<!-- hf_evcap: generated from"
         text = card.content.replace(mark, "Words of mine.\\n\\n" + mark)
         text = text.replace("pretty_name: Visual-name memory", "pretty_name: My kitchen\\nlanguage: ko")
-        RepoCard(text).push_to_hub("alice/carded", repo_type="dataset")
+        edited = {"path_or_fileobj": text.encode(), "path_in_repo": "README.md"}
+        HfApi().upload_file(**edited, repo_id="alice/carded", repo_type="dataset")
         memory.add(["ladle"], [[0, 0, 0, 0, 1, 0, 0, 0]])
         memory.push_to_hub("alice/carded")
         """,
