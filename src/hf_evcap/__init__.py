@@ -19,6 +19,7 @@ _PUBLIC = {
     "EVCapProcessor": "processing_evcap",
     "EfficientNetLiteConfig": "configuration_efficientnet_lite",
     "EfficientNetLiteModel": "modeling_efficientnet_lite",
+    "MemoryLayers": "memory_layers",
     "VisualNameMemory": "memory_evcap",
     "metric_path": "metrics",
 }
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .configuration_efficientnet_lite import EfficientNetLiteConfig as EfficientNetLiteConfig
     from .configuration_evcap import EVCapConfig as EVCapConfig
     from .memory_evcap import VisualNameMemory as VisualNameMemory
+    from .memory_layers import MemoryLayers as MemoryLayers
     from .metrics import metric_path as metric_path
     from .modeling_efficientnet_lite import EfficientNetLiteModel as EfficientNetLiteModel
     from .modeling_evcap import EVCapForConditionalGeneration as EVCapForConditionalGeneration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from typing_extensions import Self
 from .memory_card import memory_card
 from .processing_evcap import load_photo
 from .retrieval_store import RetrievalStore
-from .store_files import MANIFEST_NAME
+from .store_files import MANIFEST_NAME, holds_layers
 
 
 logger = logging.get_logger(__name__)
@@ -61,6 +62,15 @@ class VisualNameMemory(RetrievalStore):
     def min_similarity(self) -> float | None:
         """`float` or `None`: Rows less similar than this are not retrieved; see `hf-evcap memory calibrate`."""
         return self.retrieval.get("min_similarity")
+
+    @classmethod
+    def _read_files(cls, folder: Path, memory_map: bool) -> Any:
+        """Loads a memory, or the several of a folder that holds layers."""
+        if holds_layers(folder):
+            from .memory_layers import MemoryLayers
+
+            return MemoryLayers.read(folder, memory_map)
+        return super()._read_files(folder, memory_map)
 
     # Photos
 

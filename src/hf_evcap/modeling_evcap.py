@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,12 @@ from transformers.utils import ModelOutput, logging
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_evcap import EVCapConfig
 from .memory_evcap import VisualNameMemory
+from .memory_layers import MemoryLayers
 from .modeling_efficientnet_lite import EfficientNetLiteModel
 from .modeling_retrieval import RetrievalPreTrainedModel, hash_tensors
 from .processing_evcap import load_photo
 from .retrieval_evcap import EVCapRetrievedNames, NameRetriever, NameTokens, normalize_name
+from .retrieval_layers import Retrievers
 from .vision_space_evcap import EVCapVisionSpace
 
 
@@ -224,8 +227,8 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         self.language_projection = nn.Linear(config.fusion_qformer_config.hidden_size, text_width)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.name_tokenizer: Any = None
-        self._memory: VisualNameMemory | None = None
-        self._retriever: NameRetriever | None = None
+        self._memory: VisualNameMemory | MemoryLayers | None = None
+        self._retrievers: Retrievers | None = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -312,25 +315,30 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         return EVCapPipeline
 
     @property
-    def memory(self) -> VisualNameMemory | None:
-        """[`VisualNameMemory`] or `None`: The memory that names are retrieved from."""
+    def memory(self) -> VisualNameMemory | MemoryLayers | None:
+        """[`VisualNameMemory`], [`MemoryLayers`] or `None`: What names are retrieved from."""
         return self._memory
 
-    def set_memory(self, memory: VisualNameMemory | None, name_tokenizer: Any = None) -> None:
+    def set_memory(
+        self, memory: VisualNameMemory | MemoryLayers | Mapping[str, Any] | None, name_tokenizer: Any = None
+    ) -> None:
         """
         Attaches a memory in place of the present one; `None` detaches it. Weights stay as they are.
 
         Args:
-            memory ([`VisualNameMemory`] or `None`): A memory built by this model's encoder. It may be edited later:
-                the next caption sees the change.
+            memory ([`VisualNameMemory`], [`MemoryLayers`], `dict` or `None`): A memory built by this model's encoder,
+                or several by name. They may be edited later: the next caption sees the change.
             name_tokenizer (*optional*): Tokenizer of the fusion Q-Former, where the model was not loaded with one.
 
         Raises:
             ValueError: The memory was built by another encoder or has another dimension, or no tokenizer is known.
         """
         name_tokenizer = name_tokenizer if name_tokenizer is not None else self.name_tokenizer
+        if isinstance(memory, Mapping):
+            memory = MemoryLayers(memory)
         if memory is not None:
-            self.check_memory(memory)
+            for one in memory.memories.values() if isinstance(memory, MemoryLayers) else [memory]:
+                self.check_memory(one)
             if name_tokenizer is None:
                 raise ValueError(
                     "The model has no name tokenizer to read the memory with. Pass the processor's: "
@@ -338,7 +346,7 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
                 )
         self.name_tokenizer = name_tokenizer
         self._memory = memory
-        self._retriever = None
+        self._retrievers = Retrievers(name_tokenizer, self.config.max_name_length)
 
     def check_memory(self, memory: VisualNameMemory) -> None:
         """Raises `ValueError` if the memory's keys cannot be compared with this model's queries."""
@@ -357,15 +365,20 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
     @property
     def retriever(self) -> NameRetriever | None:
         """[`NameRetriever`] or `None`: The attached memory, ready for search; it follows edits of the memory."""
-        if self._memory is None:
-            return None
-        if self._retriever is None or self._retriever.stale:
-            self._retriever = NameRetriever(self._memory, self.name_tokenizer, self.config.max_name_length)
-        return self._retriever.to(self._retriever.device)
+        return self._retriever_of(None, None)
+
+    def _retriever_of(self, memory: Any, name_column: str | None) -> NameRetriever | None:
+        if self._retrievers is None or self._retrievers.name_tokenizer is not self.name_tokenizer:
+            self._retrievers = Retrievers(self.name_tokenizer, self.config.max_name_length)
+        return self._retrievers.of(self._memory, memory, name_column, self.check_memory)
 
     @torch.no_grad()
     def retrieve_names(
-        self, retrieval_queries: torch.Tensor, exclude_rows: torch.LongTensor | None = None
+        self,
+        retrieval_queries: torch.Tensor,
+        exclude_rows: torch.LongTensor | None = None,
+        memory: Any = None,
+        name_column: str | None = None,
     ) -> EVCapRetrievedNames:
         """
         Retrieves names for photos by `config.retrieval_rule` (section 3.2).
@@ -375,9 +388,12 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
                 From [`get_image_features`]; normalised here.
             exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*):
                 Memory rows that a photo must not retrieve, such as itself in training; -1 excludes nothing.
+            memory (*optional*): Names of layers, memories, folders or Hub ids to use in this call, one or a list, or
+                a `dict` of them to weights; see [`~memory_layers.choose_memories`].
+            name_column (`str`, *optional*): Column of the memory that words the names, such as `name_ko`.
         """
-        retriever = self.retriever
-        if retriever is None or len(retriever.memory) == 0:
+        retriever = self._retriever_of(memory, name_column)
+        if retriever is None or retriever.rows == 0:
             what = "an empty memory" if retriever is not None else "no memory (see `model.set_memory`)"
             logger.warning_once(f"The model has {what}: captions are written without retrieved names.")
         if retriever is None:
@@ -453,13 +469,15 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         vision_hidden_states: torch.Tensor | None = None,
         names: EVCapRetrievedNames | list[list[str]] | None = None,
         exclude_rows: torch.LongTensor | None = None,
+        memory: Any = None,
+        name_column: str | None = None,
     ) -> EVCapEncodedImages:
         """Runs the four stages. `names` replaces the retrieval; see the stages for the other arguments."""
         features = self.get_image_features(pixel_values, vision_hidden_states)
         if isinstance(names, list):
             retrieved = self.tokenize_names(names)
         else:
-            retrieved = names or self.retrieve_names(features.retrieval_queries, exclude_rows)
+            retrieved = names or self.retrieve_names(features.retrieval_queries, exclude_rows, memory, name_column)
         if len(retrieved.input_ids) != len(features.query_output):
             raise ValueError(f"Got names for {len(retrieved.input_ids)} of {len(features.query_output)} photos.")
         fused = self.fuse_names(features.query_output, retrieved.input_ids, retrieved.attention_mask)
@@ -573,6 +591,8 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         names: EVCapRetrievedNames | list[list[str]] | None = None,
         exclude_rows: torch.LongTensor | None = None,
         encoded_images: EVCapEncodedImages | None = None,
+        memory: Any = None,
+        name_column: str | None = None,
         **kwargs: Any,
     ) -> Any:
         r"""
@@ -586,6 +606,7 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
             vision_hidden_states, names, exclude_rows: As in [`forward`].
             encoded_images ([`EVCapEncodedImages`], *optional*):
                 What [`encode_images`] returned, instead of photos; its names tell what was retrieved.
+            memory, name_column (*optional*): As in [`retrieve_names`].
             kwargs: `num_beams`, `max_new_tokens`, `do_sample`, `streamer`, `generation_config`, ...
 
         Returns:
@@ -597,7 +618,9 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
                 "`generate` needs `input_ids`, the prompt; call `model.generate(**processor(images=...))`."
             )
         if encoded_images is None:
-            encoded_images = self.encode_images(pixel_values, vision_hidden_states, names, exclude_rows)
+            encoded_images = self.encode_images(
+                pixel_values, vision_hidden_states, names, exclude_rows, memory, name_column
+            )
         inputs_embeds = self.embed_prompt(input_ids, encoded_images.prefix)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)

@@ -36,6 +36,8 @@ class EVCapPipeline(ImageTextToTextPipeline):
         - `batch_size=8`: photos captioned at once; changes nothing else.
         - `on_error="skip"`: a photo that cannot be read gives `{"generated_text": None, "error": ...}` in its place,
           the others are captioned. The default `"raise"` stops.
+        - `memory=["lvis", "my-kitchen"]`: layers of the model's memory, or other memories, for this call; names then
+          tell which `"memory"` they came from. `name_column="name_ko"`: names as another column words them.
         - `max_new_tokens=`, `num_beams=` and every other option of `generate`, or `generate_kwargs={...}`.
 
     Returns for each photo `[{"generated_text": str, "retrieved_names": [{"name": str, "score": float}, ...]}]`, one
@@ -79,6 +81,7 @@ class EVCapPipeline(ImageTextToTextPipeline):
             value = kwargs.pop(name, None)
             if value is not None:
                 preprocess[name] = value
+        retrieval = {name: kwargs.pop(name) for name in ("memory", "name_column") if name in kwargs}
         if preprocess.get("on_error", "raise") not in ON_ERROR:
             raise ValueError(f"`on_error` must be one of {', '.join(ON_ERROR)}; got {preprocess['on_error']!r}.")
         options = {name for name in vars(self.model.generation_config) if not name.startswith("_")}
@@ -93,7 +96,8 @@ class EVCapPipeline(ImageTextToTextPipeline):
                 f"{repeated} stand both in `generate_kwargs` and as arguments of their own; give them once."
             )
         generate_kwargs.update(kwargs)
-        return preprocess, {"generate_kwargs": generate_kwargs} if generate_kwargs else {}, {}
+        forward = {"generate_kwargs": generate_kwargs, "retrieval": retrieval}
+        return preprocess, {name: value for name, value in forward.items() if value}, {}
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """Captions photos; see the class."""
@@ -137,11 +141,16 @@ class EVCapPipeline(ImageTextToTextPipeline):
         model_inputs = self.processor(images=photo, text=text, return_tensors="pt")
         return {**model_inputs, "error": error}
 
-    def _forward(self, model_inputs: dict[str, Any], generate_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        generate_kwargs: dict[str, Any] | None = None,
+        retrieval: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         if not self.captions_photos:
             return super()._forward(model_inputs, generate_kwargs=generate_kwargs)
         errors = model_inputs.pop("error")
-        encoded: EVCapEncodedImages = self.model.encode_images(model_inputs.pop("pixel_values"))
+        encoded: EVCapEncodedImages = self.model.encode_images(model_inputs.pop("pixel_values"), **(retrieval or {}))
         options = self._generation_options(generate_kwargs)
         sequences = self.model.generate(**model_inputs, encoded_images=encoded, **options)
         batch_size = len(model_inputs["input_ids"])
@@ -191,10 +200,14 @@ class EVCapPipeline(ImageTextToTextPipeline):
 
 def _named_scores(names: EVCapRetrievedNames) -> list[list[dict[str, Any]]]:
     """The names of each photo with their scores, as plain Python values."""
-    return [
+    found: list[list[dict[str, Any]]] = [
         [{"name": name, "score": round(score, 4)} for name, score in zip(photo, scores, strict=False)]
         for photo, scores in zip(names.names, names.scores.tolist(), strict=True)
     ]
+    for photo, labels in zip(found, getattr(names, "memories", None) or [], strict=False):
+        for name, label in zip(photo, labels, strict=True):
+            name["memory"] = label
+    return found
 
 
 def _is_iterable_dataset(images: Any) -> bool:

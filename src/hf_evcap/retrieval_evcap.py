@@ -35,6 +35,7 @@ class EVCapRetrievedNames(ModelOutput):
         row_ids (`torch.LongTensor` of shape `(batch_size, K)`): That row of the memory; -1 where there is none.
         input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The names joined by separators.
         attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 for tokens, 0 for padding.
+        memories (`list[list[str]]`, *optional*): Which of several memories each name came from.
     """
 
     names: list[list[str]] | None = None
@@ -42,6 +43,7 @@ class EVCapRetrievedNames(ModelOutput):
     row_ids: torch.LongTensor | None = None
     input_ids: torch.LongTensor | None = None
     attention_mask: torch.LongTensor | None = None
+    memories: list[list[str]] | None = None
 
 
 class NameTokens:

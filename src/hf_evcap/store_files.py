@@ -25,12 +25,14 @@ from .store_keys import BLOCK_ROWS, KeyBuffer, KeyRows
 MANIFEST_NAME = "memory_config.json"
 INDEX_NAME = "index.faiss"
 DATA_FOLDER = "data"
+LAYERS_FOLDER = "layers"  # of several memories in one folder
+LAYERS_FORMAT = "visual-name-memory-layers"
 CARD_NAME = "README.md"
 FORMAT_VERSION = 1
 FILE_BYTES = 480 << 20  # of keys in one parquet file; the Hub likes files below 500 MB
 ROW_GROUP_BYTES = 64 << 20
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_OWN_ENTRIES = {DATA_FOLDER, MANIFEST_NAME, INDEX_NAME, CARD_NAME}
+_OWN_ENTRIES = {DATA_FOLDER, LAYERS_FOLDER, MANIFEST_NAME, INDEX_NAME, CARD_NAME}
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -237,6 +239,14 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
             "`pip install -U hf_evcap`."
         )
     return manifest
+
+
+def holds_layers(folder: Path) -> bool:
+    """Whether a folder holds several memories."""
+    try:
+        return read_manifest(folder, LAYERS_FORMAT)["format"] == LAYERS_FORMAT
+    except (OSError, ValueError):
+        return False
 
 
 def data_files(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from .store_files import (
     DATA_FOLDER,
     FORMAT_VERSION,
     INDEX_NAME,
+    LAYERS_FOLDER,
     MANIFEST_NAME,
     data_files,
     hash_columns,
@@ -145,6 +146,7 @@ class HubStore:
                     f"{inside}{DATA_FOLDER}/*.parquet",
                     f"{inside}{MANIFEST_NAME}",
                     f"{inside}{INDEX_NAME}",
+                    f"{inside}{LAYERS_FOLDER}/*",
                 ],
             )
         snapshot = Path(downloaded)

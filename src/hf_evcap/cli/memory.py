@@ -95,7 +95,10 @@ def main(argv: list[str] | None = None) -> int:
 def _load(source: str) -> VisualNameMemory:
     from ..memory_evcap import VisualNameMemory
 
-    return VisualNameMemory.from_pretrained(source)
+    memory = VisualNameMemory.from_pretrained(source)
+    if not isinstance(memory, VisualNameMemory):
+        raise ValueError(f"{source} holds layers; name one of them: {source}/layers/{next(iter(memory))}.")
+    return memory
 
 
 def _save(memory: VisualNameMemory, arguments: argparse.Namespace) -> int:
