@@ -86,7 +86,14 @@ def test_rouge_l_beta_weighs_recall():
 
 @pytest.mark.parametrize(
     "content",
-    [{}, {"num_images": 0, "frequencies": {}}, {"num_images": True, "frequencies": {}}, {"num_images": 3}],
+    [
+        {},
+        {"num_images": 0, "frequencies": {}},
+        {"num_images": True, "frequencies": {}},
+        {"num_images": 3},
+        {"num_images": 3, "frequencies": {"a": 4}},
+        {"num_images": 3, "frequencies": {"a": "2"}},
+    ],
 )
 def test_document_frequency_rejects_other_content(content):
     with pytest.raises(ValueError, match="document frequency"):
@@ -103,3 +110,10 @@ def test_ngram_counts_by_hand():
         for caption, ngram, count in zip(bigrams.captions, bigrams.ngrams, bigrams.counts, strict=True)
     ] == [(0, ["a", "b"], 2), (0, ["b", "a"], 1)]
     assert counted.orders[2].counts.tolist() == [1, 1]
+
+
+def test_bad_parameters():
+    with pytest.raises(ValueError, match="`sigma` must be positive"):
+        cider_scores(["a"], [["a"]], sigma=0)
+    with pytest.raises(ValueError, match="`beta` must be positive"):
+        rouge_l_scores(["a"], [["a"]], beta=float("nan"))

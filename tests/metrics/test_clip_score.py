@@ -123,6 +123,13 @@ def test_references_for_some_images_only(load_metric, clip_folder, images):
         )
 
 
+def test_device_of_a_loaded_model_is_refused(load_metric, images, clip_folder):
+    with pytest.raises(ValueError, match="`device` is for a model that is loaded here"):
+        load_metric("clip_score").compute(
+            predictions=["a"], images=images[:1], model=CLIPModel.from_pretrained(clip_folder), device="cpu"
+        )
+
+
 def test_a_model_without_text_is_refused(load_metric, images, clip_folder):
     class VisionOnly(torch.nn.Module):
         config = CLIPConfig()

@@ -150,6 +150,18 @@ def test_retrieval_recall(load_metric):
         ("novel_object_recall", {"predictions": ["a"], "references": [[]]}, ValueError, r"references\[0\] is empty"),
         ("novel_object_recall", {"predictions": ["a"], "references": ["--"]}, ValueError, "holds no word"),
         ("novel_object_recall", {"predictions": ["a"], "references": [float("nan")]}, TypeError, "list of strings"),
+        (
+            "novel_object_recall",
+            {"predictions": ["a"], "references": ["b"], "synonyms": [["c"]]},
+            TypeError,
+            "`synonyms` must map",
+        ),
+        (
+            "novel_object_recall",
+            {"predictions": ["a"], "references": ["b"], "vocabulary": [3]},
+            TypeError,
+            "vocabulary",
+        ),
         ("name_hallucination", {"predictions": ["a"], "references": [["b"]]}, ValueError, "memory_names"),
         ("name_hallucination", {"predictions": ["a"], "memory_names": ["b"]}, ValueError, "Image 0 has neither"),
         (

@@ -83,6 +83,9 @@ class CheckedMetric(evaluate.Metric):
                 os.remove(path)
             lock.release()
         if stored["filelock"] is not None:
+            stored["writer"] = None
+            if stored["cache_file_name"] is not None and os.path.exists(stored["cache_file_name"]):
+                os.remove(stored["cache_file_name"])
             stored["filelock"].release()
         for name in (
             "data", "writer", "buf_writer", "filelock", "filelocks", "file_paths", "cache_file_name",

@@ -101,7 +101,12 @@ def rouge_l_scores(predictions: Sequence[str], references: Sequence[Sequence[str
 
     Returns:
         `list[float]`: One score an image; coco-caption's corpus score is their mean.
+
+    Raises:
+        ValueError: If `beta` is not positive.
     """
+    if not beta > 0:
+        raise ValueError(f"`beta` must be positive, got {beta!r}.")
     scores = []
     for prediction, image_references in zip(predictions, references, strict=True):
         words = prediction.split(" ")
@@ -175,7 +180,7 @@ class DocumentFrequency:
         Read what [`DocumentFrequency.to_dict`] gives.
 
         Raises:
-            ValueError: If `num_images` or `frequencies` is missing or of another type.
+            ValueError: If `num_images` or `frequencies` is missing, of another type, or does not fit the other.
         """
         num_images, frequencies = content.get("num_images"), content.get("frequencies")
         if isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1:
@@ -185,6 +190,12 @@ class DocumentFrequency:
                 "`frequencies` of a document frequency must map n-grams to numbers of images, got "
                 f"{type(frequencies).__name__}."
             )
+        for ngram, frequency in frequencies.items():
+            if not isinstance(frequency, int) or not 0 <= frequency <= num_images:
+                raise ValueError(
+                    f"The document frequency of {ngram!r} must be a number of images from 0 to {num_images}, got "
+                    f"{frequency!r}."
+                )
         return cls(num_images, frequencies)
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,7 +230,12 @@ def cider_scores(
     Returns:
         `list[float]`: One score an image, 10 for a prediction equal to all its references. The corpus score is their
         mean; papers print it times 100.
+
+    Raises:
+        ValueError: If `sigma` is not positive.
     """
+    if not sigma > 0:
+        raise ValueError(f"`sigma` must be positive, got {sigma!r}.")
     num_images = len(predictions)
     image_of_reference, ngrams = _count_together(predictions, references, max_order)
     num_documents = num_images if document_frequency is None else document_frequency.num_images
@@ -265,8 +281,10 @@ def _count_together(
 
 
 def _images_with_ngram(images: np.ndarray, ngrams: np.ndarray, num_ngrams: int) -> np.ndarray:
-    pairs = np.unique(images * max(num_ngrams, 1) + ngrams)
-    return np.bincount(pairs % max(num_ngrams, 1), minlength=num_ngrams).astype(np.float64)
+    pairs = np.sort(images * max(num_ngrams, 1) + ngrams)
+    new = np.ones(len(pairs), dtype=bool)
+    new[1:] = pairs[1:] != pairs[:-1]
+    return np.bincount(pairs[new] % max(num_ngrams, 1), minlength=num_ngrams).astype(np.float64)
 
 
 def _given_frequency(document_frequency: DocumentFrequency, vocabulary: list[str], words: np.ndarray) -> np.ndarray:

@@ -174,9 +174,12 @@ class NameMatcher:
 
     Raises:
         ValueError: If a name holds no word.
+        TypeError: If `synonyms` does not map names to lists.
     """
 
     def __init__(self, names: Iterable[str], synonyms: Mapping[str, Sequence[str]] | None = None) -> None:
+        if synonyms is not None and not isinstance(synonyms, Mapping):
+            raise TypeError(f"`synonyms` must map names to lists of names, got {type(synonyms).__name__}.")
         other_names: dict[str, list[str]] = {}
         for name, others in (synonyms or {}).items():
             if isinstance(others, str):

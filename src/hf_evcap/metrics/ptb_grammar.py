@@ -35,7 +35,7 @@ RULES: list[Rule] = []
 def _rule(
     starts: str, token: str, ahead: str = "", write: Callable[[str], str] | None = None, ignore_case: bool = False
 ) -> None:
-    flags = re.IGNORECASE if ignore_case else 0
+    flags = re.ASCII | (re.IGNORECASE if ignore_case else 0)  # case of ASCII letters only, as in the original
     pattern = f"({token})(?:{ahead})" if ahead else f"({token})"
     RULES.append(Rule(re.compile(starts, flags), re.compile(pattern, flags), write))
 
@@ -62,7 +62,7 @@ TITLES = (
     " gen gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs"
     " pvt rep reps rev sen sens sfc sgt spc st ste supt supts treas vs wm"
 ).split()
-# These can also end a sentence, and are not joined to a single character that follows ("Inc.s").
+# Regular expressions. These can also end a sentence, and are not joined to a single character that follows ("Inc.s").
 ABBREVIATIONS = (
     r"al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec ed\.d esq est etc ext feb"
     " fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn"
@@ -118,11 +118,8 @@ def _round_brackets(token: str) -> str:
 # --- markup
 _TAG_NAME = r"[A-Za-z][A-Za-z0-9_:.\-]*"
 _TAG_ATTRIBUTE = f"{_TAG_NAME}(?:[ ]*=[ ]*(?:'[^']*'|\"[^\"]*\"))?"
-_rule(
-    "<",
-    rf"<(?:[!?][A-Za-z\-][^>\r\n]*|/{_TAG_NAME}[ ]*|{_TAG_NAME}(?:[ ]+{_TAG_ATTRIBUTE})*[ ]*/?[ ]*)>",
-    write=_unbroken,
-)
+TAG = rf"<(?:[!?][A-Za-z\-][^>\r\n]*|/{_TAG_NAME}[ ]*|{_TAG_NAME}(?:[ ]+{_TAG_ATTRIBUTE})*[ ]*/?[ ]*)>"
+_rule("<", TAG, write=_unbroken)
 _rule(r"[&\x96\x97\u2013-\u2015]", r"&(?:MD|mdash|ndash);|[\x96\x97\u2013-\u2015]", write=lambda token: "--")
 _rule("&", "&(?:amp|AMP);", write=lambda token: "&")
 _rule("&", "&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);")
@@ -132,9 +129,9 @@ _rule("&", "&nbsp;", write=lambda token: "")
 WORD = f"{LETTER}{WORD_CHARACTER}*(?:[.!?]{LETTER}{WORD_CHARACTER}*)*"
 CLITIC = f"{APOSTROPHE}(?:[mMsSdD]|[rR][eE]|[vV][eE]|[lL][lL])"
 NOT_CLITIC = f"[nN]{ANY_APOSTROPHE}[tT]"
-_rule("[cC]", "can", "not", ignore_case=True)
-for _head, _tail in (("gon", "na"), ("got", "ta"), ("lem", "me"), ("gim", "me"), ("wan", "na")):
-    _rule(f"[{_head[0]}]", _head, _tail, ignore_case=True)
+SPLIT_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3}  # word -> length of its head
+for _word, _length in SPLIT_WORDS.items():
+    _rule(f"[{_word[0]}]", _word[:_length], _word[_length:], ignore_case=True)
 _rule("'", "'t", "is|was", ignore_case=True)
 _rule(r"[A-Za-z\xad]", r"[A-Za-z\xad]*[A-MO-Za-mo-z](?:\xad)*", NOT_CLITIC, _without_soft_hyphens)
 _rule(IN_WORD, WORD, CLITIC, _without_soft_hyphens)
@@ -217,7 +214,8 @@ _rule("[A-Za-z0-9]", rf"{_SLASH_PART}(?:\\?/{_SLASH_PART}){{1,2}}")
 _rule("[A-Za-z0-9]", HYPHENATED_NUMBER, write=_without_soft_hyphens)
 
 # --- abbreviations
-_rule("[A-Za-z]", "[A-Za-z]", rf"\.[{BLANK}{LINE_END}]+(?=[A-Z])(?i:{'|'.join(SENTENCE_STARTERS)})[{BLANK}{LINE_END}]")
+_SENTENCE_START = rf"(?:(?=[A-Z])(?i:{'|'.join(SENTENCE_STARTERS)})|{TAG})"
+_rule("[A-Za-z]", "[A-Za-z]", rf"\.[{BLANK}{LINE_END}]+{_SENTENCE_START}[{BLANK}{LINE_END}]")
 _rule("[A-Za-z]", rf"(?:{ACRONYM})\.")
 _rule("[A-Zn]", _COUNTRY, BREAK)
 _rule("[A-Za-z]", rf"(?:{'|'.join(TITLES)})\.", ignore_case=True)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from itertools import accumulate
 
-from hf_evcap.metrics.ptb_grammar import BLANK, NUMBER_ABBREVIATIONS, RULES, Rule
+from hf_evcap.metrics.ptb_grammar import BLANK, NUMBER_ABBREVIATIONS, RULES, SPLIT_WORDS, Rule
 
 
 # coco-caption's list. Its brackets are upper case while the tokeniser lower-cases, so "-lrb-" stays, as it does there.
@@ -25,6 +25,7 @@ PUNCTUATION = frozenset(
 _BLANKS = re.compile(f"[{BLANK}]+")
 _LINE_ENDS = re.compile("[\\n\\r\\x0b\\x0c\\u2028\\u2029]")
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]")
+_LONE_UNIT = re.compile("[\ud800-\udfff]")
 # A chunk between two spaces is read alike in every caption unless it holds a character outside this class (digits join
 # across blanks, "<" may open a tag that has blanks) or ends as a single letter or a number abbreviation with a period.
 _PLAIN_CHUNK = re.compile("[!-/:;=-~\xc0-\u017f\u2018\u2019\u201c\u201d\u2013\u2014]*")
@@ -76,7 +77,7 @@ def _utf16_units(match: re.Match[str]) -> str:
 def _as_printed(token: str) -> str:
     """Lower-case a token, its UTF-16 units joined again; a unit left alone prints as `?`, as Java's encoder does."""
     if not token.isascii():
-        token = token.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\ufffd", "?")
+        token = _LONE_UNIT.sub("?", token.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass"))
     return token.lower()
 
 
@@ -111,6 +112,11 @@ class _ChunkTokens(dict[str, str]):
     """
 
     def __missing__(self, chunk: str) -> str:
+        if len(self) >= _MAX_CACHED_CHUNKS:
+            self.clear()
+        if chunk.isascii() and chunk.isalpha() and chunk.lower() not in SPLIT_WORDS:
+            self[chunk] = tokens = chunk.lower()
+            return tokens
         if not _PLAIN_CHUNK.fullmatch(chunk) or _OPEN_CHUNK.search(chunk):
             raise KeyError(chunk)
         text = chunk + "\n"
@@ -119,10 +125,8 @@ class _ChunkTokens(dict[str, str]):
         while position < len(chunk):
             token, position = _next_token(text, position)
             _keep(token, kept)
-        if len(self) >= _MAX_CACHED_CHUNKS:
-            self.clear()
-        self[chunk] = " ".join(kept)
-        return self[chunk]
+        self[chunk] = tokens = " ".join(kept)
+        return tokens
 
 
 _chunk_tokens = _ChunkTokens()

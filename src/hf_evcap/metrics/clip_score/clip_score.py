@@ -137,6 +137,10 @@ class _Embedder:
         if isinstance(model, str):
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             model = transformers.AutoModel.from_pretrained(model).to(device)
+        elif device is not None:
+            raise ValueError(
+                "`device` is for a model that is loaded here; move a loaded model with `model.to(device)`."
+            )
         missing = [name for name in ("get_image_features", "get_text_features") if not hasattr(model, name)]
         if missing:
             raise TypeError(

@@ -104,6 +104,7 @@ class NameHallucination(caption_metric.CheckedMetric):
                     f"Image {index} has neither references nor annotations, so every name would count as hallucinated."
                 )
         memory = caption_metric.names_or_none("memory_names", memory_names or [])
+        vocabulary = caption_metric.names_or_none("vocabulary", vocabulary)
         known_names = {name for names in (*retrieved_names, *annotations, memory, vocabulary) for name in names}
         matcher = name_matching.NameMatcher(sorted(known_names), synonyms)
 

@@ -78,7 +78,9 @@ class NovelObjectRecall(caption_metric.CheckedMetric):
     ) -> dict[str, Any]:
         caption_metric.check_image_ids(image_ids, len(predictions))
         objects = sorted({name for names in references for name in names})
-        matcher = name_matching.NameMatcher([*objects, *vocabulary], synonyms)
+        matcher = name_matching.NameMatcher(
+            [*objects, *caption_metric.names_or_none("vocabulary", vocabulary)], synonyms
+        )
         images = dict.fromkeys(objects, 0)
         named = dict.fromkeys(objects, 0)
         named_per_caption = []
