@@ -68,6 +68,13 @@ def explained_hub_errors(repo_id: str, repo_type: str, revision: str | None = No
         if status not in reasons:
             raise
         raise _explain(error, reasons[status]) from error
+    except RuntimeError as error:  # how the client reports that a large file did not go through
+        if not isinstance(error.__cause__, (HTTPError, OSError)):
+            raise
+        reason = str(error.__cause__).strip().splitlines()[0]
+        raise ConnectionError(
+            f"{error} {reason} Nothing was committed to the {repo}; push again, what is there is not sent twice."
+        ) from error
     except HTTPError as error:  # no answer at all
         raise ConnectionError(
             f"The Hub ({HfApi().endpoint}) could not be reached for the {repo} ({type(error).__name__}: {error}). "

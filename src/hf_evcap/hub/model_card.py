@@ -136,14 +136,16 @@ def _memory_rows(folder: Path, config: Any, memory: Any) -> list[tuple[str, str]
         rows.append(("revision", f"`{config.memory_reference.get('revision')}`"))
     elif memory is not None:
         rows.append(("repo", f"this one, folder `{model_class.memory_folder}/`"))
-    if memory is not None:
-        facts = memory.describe()
-        rows.append(("rows", f"{len(memory):,} of {memory.dim} numbers"))
-        rows.append((f"{memory.text_word}s", f"{facts[f'{memory.text_word}s']:,}"))
-        rows.append(("fingerprint (SHA-256)", f"`{memory.fingerprint}`"))
+    layers = getattr(memory, "memories", None) or {"": memory}
+    for name, layer in layers.items() if memory is not None else ():
+        of = f" of layer {name}" if name else ""
+        facts = layer.describe()
+        rows.append((f"rows{of}", f"{len(layer):,} of {layer.dim} numbers"))
+        rows.append((f"{layer.text_word}s{of}", f"{facts[f'{layer.text_word}s']:,}"))
+        rows.append((f"fingerprint (SHA-256){of}", f"`{layer.fingerprint}`"))
         sources = [f"{source}: {count:,} rows" for source, count in facts["sources"].items()]
-        rows.append(("sources", "; ".join(sources)))
-        rows.append(("licences", "; ".join(f"{source}: {text}" for source, text in memory.licenses.items())))
+        rows.append((f"sources{of}", "; ".join(sources)))
+        rows.append((f"licences{of}", "; ".join(f"{source}: {text}" for source, text in layer.licenses.items())))
     return [row for row in rows if row[1]]
 
 

@@ -137,12 +137,13 @@ def _prepare_model(folder: Path, target: Path, repo_id: str) -> ReadyRepo:
 
 def _prepare_memory(folder: Path, target: Path, repo_id: str) -> ReadyRepo:
     if (folder / MANIFEST_NAME).is_file():
-        memory = VisualNameMemory.from_pretrained(folder)
-        card = memory.card(memory.manifest(), repo_id)
+        memory = VisualNameMemory.from_pretrained(folder)  # checks it
         present = folder / CARD_NAME
-        if present.is_file():
-            card = merge_cards(card, present.read_text(encoding="utf-8"))
-        (target / CARD_NAME).write_text(card, encoding="utf-8")
+        if isinstance(memory, VisualNameMemory):
+            card = memory.card(memory.manifest(), repo_id)
+            if present.is_file():
+                card = merge_cards(card, present.read_text(encoding="utf-8"))
+            (target / CARD_NAME).write_text(card, encoding="utf-8")
     elif not (folder / CARD_NAME).is_file():
         raise FileNotFoundError(f"{folder} is no memory: {MANIFEST_NAME} is missing.")
     _link_files(folder, target)
