@@ -30,8 +30,7 @@ class MemoryLayers:
     ```
     """
 
-    repo_id = None  # a model's repo carries layers; it does not refer to them
-    revision = None
+    hub_reference = None  # a model's repo carries layers; it does not refer to them
 
     def __init__(
         self,

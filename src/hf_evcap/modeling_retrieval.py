@@ -161,8 +161,7 @@ class RetrievalPreTrainedModel(PreTrainedModel):
         if self.encoder_parts and self.config.encoder_fingerprint is None:
             self.config.encoder_fingerprint = self.encoder_fingerprint
         memory = self.memory
-        referable = memory is not None and memory.repo_id is not None
-        self.config.memory_reference = {"repo_id": memory.repo_id, "revision": memory.revision} if referable else None
+        self.config.memory_reference = memory.hub_reference if memory is not None else None
         pipeline_class = self.pipeline_class()
         self.config.custom_pipelines = pipeline_entries(pipeline_class)
         try:
@@ -175,9 +174,9 @@ class RetrievalPreTrainedModel(PreTrainedModel):
         custom_object_save(pipeline_class, folder)
         if self.name_tokenizer is not None:
             self.name_tokenizer.save_pretrained(folder / self.name_tokenizer_folder)
-        if memory is not None and not referable:
+        if memory is not None and self.config.memory_reference is None:
             memory.save_pretrained(folder / self.memory_folder)
-        elif memory is None and (folder / self.memory_folder / MANIFEST_NAME).is_file():
+        elif (folder / self.memory_folder / MANIFEST_NAME).is_file():
             shutil.rmtree(folder / self.memory_folder)  # of an earlier save; it would come back at loading
 
     def push_to_hub(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import os
@@ -42,6 +43,7 @@ class HubStore:
 
     repo_id: str | None
     revision: str | None
+    _published_settings: dict[str, Any] | None = None
 
     def save_pretrained(self: Any, save_directory: str | os.PathLike, write_index: bool = True) -> None:
         """
@@ -151,8 +153,8 @@ class HubStore:
             )
         snapshot = Path(downloaded)
         store = cls._read_files(snapshot / subfolder, memory_map)
-        if repo_type == "dataset":
-            store.repo_id, store.revision = repo_id, snapshot.name  # the commit that the revision stood for
+        if repo_type == "dataset" and isinstance(store, cls):
+            store._set_published(repo_id, snapshot.name)  # the commit that the revision stood for
         return store
 
     @classmethod
@@ -194,6 +196,17 @@ class HubStore:
             store.key_rows.buffer.index = index
         return store
 
+    def _set_published(self: Any, repo_id: str, revision: str) -> None:
+        self.repo_id, self.revision = repo_id, revision
+        self._published_settings = copy.deepcopy(self.settings)
+
+    @property
+    def hub_reference(self: Any) -> dict[str, str] | None:
+        """`dict` or `None`: `repo_id` and `revision` on the Hub that hold just this; `None` after a change."""
+        if self.repo_id is None or self.settings != self._published_settings:
+            return None
+        return {"repo_id": self.repo_id, "revision": self.revision}
+
     def push_to_hub(
         self: Any,
         repo_id: str,
@@ -231,7 +244,7 @@ class HubStore:
             stale=[f"{DATA_FOLDER}/*", INDEX_NAME],
         )
         if not create_pr:
-            self.repo_id, self.revision = commit.repo_url.repo_id, commit.oid
+            self._set_published(commit.repo_url.repo_id, commit.oid)
         return commit.oid
 
 

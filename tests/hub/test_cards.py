@@ -17,6 +17,7 @@ from hf_evcap import VisualNameMemory
 from hf_evcap.hub.card_facts import read_card_facts
 from hf_evcap.hub.model_card import main, make_model_card, write_model_card
 from hf_evcap.hub_card import make_card, merge_cards
+from hf_evcap.memory_layers import MemoryLayers
 
 
 HERE = Path(__file__).parent
@@ -84,6 +85,14 @@ def test_card_of_a_model_that_refers_to_a_memory(tiny_dir: Path, tmp_path: Path)
     file.write_text(json.dumps({**config, "memory_reference": {"repo_id": "/home/me/names"}}))
     with pytest.raises(ValueError, match="/home/me/names"):
         make_model_card(tmp_path / "model")
+
+
+def test_card_of_a_model_with_layers(tiny_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_dir, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors", "memory"))
+    memory = VisualNameMemory.from_pretrained(tiny_dir / "memory")
+    MemoryLayers({"base": memory, "owls": memory.subset(["owl"])}).save_pretrained(tmp_path / "model" / "memory")
+    card = make_model_card(tmp_path / "model")
+    assert "| rows of layer base | 14 of 32 numbers |" in card and "| names of layer owls | 1 |" in card
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,7 @@ def test_variant_loads_offline_after_the_first_time(
 ) -> None:
     want = client(
         """
+        import os
         from hf_evcap import EVCapForConditionalGeneration
         model = EVCapForConditionalGeneration.from_pretrained(folder)
         model.push_to_hub("alice/offline")
@@ -180,6 +181,12 @@ def test_variant_loads_offline_after_the_first_time(
         commit = memory.push_to_hub("alice/owls", revision="small")
         model = EVCapForConditionalGeneration.from_pretrained("alice/offline", memory="alice/owls@small")
         model.save_pretrained(target)
+        model.memory.retrieval["min_similarity"] = 0.3  # no longer what the Hub has
+        model.save_pretrained(target + "-changed")
+        changed = os.listdir(target + "-changed/memory")
+        model.set_memory(memory)
+        model.save_pretrained(target + "-changed")
+        assert "memory_config.json" in changed and not os.path.exists(target + "-changed/memory")
         result = [memory.fingerprint, "alice/owls", commit]
         """,
         folder=str(tiny_dir),
