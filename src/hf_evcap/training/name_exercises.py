@@ -30,10 +30,12 @@ class NameSource:
         names (`Sequence[str]`): Known names.
         words (`Sequence[str]`): Words of the corpus, rare and frequent alike.
         tokenizer: Byte-level BPE tokenizer; tokens that begin a word start with its space mark.
+        known_share (`float`, *optional*, defaults to 0.35): Share of known names; the rest keep their proportions.
     """
 
-    def __init__(self, names: Sequence[str], words: Sequence[str], tokenizer: Any) -> None:
+    def __init__(self, names: Sequence[str], words: Sequence[str], tokenizer: Any, known_share: float = 0.35) -> None:
         self.names, self.words, self.tokenizer = list(names), list(words), tokenizer
+        self.known_share = known_share if self.names else 0.0
         special = set(tokenizer.all_special_ids)
         vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         plain = [(t, i) for t, i in vocabulary if i not in special and not t.startswith("<")]
@@ -43,12 +45,12 @@ class NameSource:
         self.inner = [i for t, i in plain if t.isascii() and t.isalpha()]
 
     def __call__(self, rng: random.Random) -> list[int]:
-        kind = rng.random()
-        if kind < 0.35 and self.names:
+        if rng.random() < self.known_share:
             return self.encode(rng.choice(self.names))
-        if kind < 0.5:
+        kind = rng.random()
+        if kind < 0.23:
             return self.encode(rng.choice(self.words))
-        if kind < 0.62:
+        if kind < 0.415:
             return self.encode(f"{rng.choice(self.words)} {rng.choice(self.names or self.words)}")
         ids = [rng.choice(self.first)]
         for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 5))):

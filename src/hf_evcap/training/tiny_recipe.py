@@ -186,17 +186,23 @@ class TinyRecipe:
         return dict(np.load(path))
 
     @cached_property
-    def name_source(self) -> NameSource:
-        """Names of every kind."""
+    def corpus_words(self) -> list[str]:
+        """Content words that the corpus has more than once."""
         counts = Counter(word for caption in self.corpus for word in set(content_words(caption)))
-        words = sorted(word for word, count in counts.items() if count >= 2)
-        return NameSource(self.names, words, self.tokenizer)
+        return sorted(word for word, count in counts.items() if count >= 2)
 
-    def exercises(self, num_items: int, seed: int, **settings: Any) -> NamedCaptionExercises:
+    def name_source(self, known_share: float = 0.35) -> NameSource:
+        """Names of every kind, this share of them known ones."""
+        return NameSource(self.names, self.corpus_words, self.tokenizer, known_share)
+
+    def exercises(
+        self, num_items: int, seed: int, source: NameSource | None = None, **settings: Any
+    ) -> NamedCaptionExercises:
         """Text exercises; `settings` are those of [`~name_exercises.NamedCaptionExercises`]."""
         nouns = {name for name in self.names if " " not in name} | set(PEOPLE_AND_DOGS)
         lists, words = self.simulated["lists"], self.simulator.words
-        return NamedCaptionExercises(self.corpus, lists, words, nouns, self.name_source, num_items, seed, **settings)
+        source = source or self.name_source()
+        return NamedCaptionExercises(self.corpus, lists, words, nouns, source, num_items, seed, **settings)
 
     # Stages
 
@@ -321,11 +327,10 @@ class TinyRecipe:
         numbers = self.recipe["stages"]["alignment"]
         initialize_name_copying(model, self.recipe["seed"])
         rng, exercises, lists = random.Random(3), self.exercises(10**6, seed=3), []
+        source = exercises.source
         limit = self.recipe["model"]["max_name_length"]
         for item in range(4000):
-            drawn = (
-                exercises[item]["names"] if item % 2 else [self.name_source(rng) for _ in range(rng.randint(1, 12))]
-            )
+            drawn = exercises[item]["names"] if item % 2 else [source(rng) for _ in range(rng.randint(1, 12))]
             lists.append(join_names(drawn, self.tokenizer.sep_token_id, limit))
         error = align_names_with_words(model, lists, **numbers, seed=self.recipe["seed"])
         logger.info("alignment: relative error %.4f", error)
@@ -416,14 +421,14 @@ class TinyRecipe:
             model.language_projection.bias.mul_(own["projection_scale"])
         close = self.simulated["closeness"] > own["borrowed_similarity"]
         borrowed = [(int(self.simulated["nearest"][i]), self.corpus[i]) for i in np.flatnonzero(close)]
+        source = self.name_source(own["known_share"])
+        exercises = self.exercises(10**7, settings.seed + 1, source, weights=own["kinds"])
         mixture = CaptionMixture(
             scenes,
             borrowed,
             named,
-            CopyingExercises(
-                self.exercises(10**7, settings.seed + 1, weights=own["kinds"]), own["copied"], settings.seed
-            ),
-            self.name_source,
+            CopyingExercises(exercises, own["copied"], settings.seed),
+            source,
             settings.steps * settings.batch_size,
             settings.seed,
             weights=own["mixture"],
