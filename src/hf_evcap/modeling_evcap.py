@@ -355,7 +355,7 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
                 f"The memory's keys have dimension {memory.dim}, this model's queries {self.memory_key_size}. "
                 "Rebuild the memory with this model: `VisualNameMemory.from_images(model, processor, dataset)`."
             )
-        if memory.encoder_fingerprint not in (None, self.encoder_fingerprint):
+        if memory.encoder_fingerprint is not None and memory.encoder_fingerprint != self.encoder_fingerprint:
             raise ValueError(
                 f"The memory was built by the encoder {memory.encoder_fingerprint[:12]}, this model's encoder is "
                 f"{self.encoder_fingerprint[:12]}: their vectors cannot be compared. Use the model that built the "
