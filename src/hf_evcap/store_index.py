@@ -116,7 +116,7 @@ def inverted_lists(index: Any) -> Any:
 
 
 def _reason(error: RuntimeError) -> str:
-    return str(error).splitlines()[0].split("Error: ")[-1].strip("' ")[:200]
+    return str(error).splitlines()[0].split("failed: ")[-1].split("Error: ")[-1].strip("' ")[:200]
 
 
 def search_parameters(index: Any, selector: Any) -> Any:
