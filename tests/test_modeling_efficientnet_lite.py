@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: the variants' shapes, TensorFlow's padding, the published weights' names, and its image processor."""
+"""EfficientNet-Lite: shapes, TensorFlow's padding, the published names of weights, and its image processor."""
 
 from __future__ import annotations
 
