@@ -16,10 +16,10 @@ logger = logging.get_logger(__name__)
 
 FLAT_ROWS = 100_000  # up to here comparing with every row is fast enough, and exact
 TRAIN_ROWS_PER_CELL = 48
-PROBED_CELLS = 32
+PROBED_CELLS = 48
 CODED_COMPONENTS = 256
 HNSW_EF_SEARCH = 64
-REFINED_CANDIDATES = 4  # times k
+REFINED_CANDIDATES = 48  # beyond k, compared again exactly
 
 
 def default_index_factory(rows: int, dim: int) -> str:
@@ -177,7 +177,7 @@ class RowIndex:
             Scores and rows of shape `(num_queries, k)`, best first.
         """
         self.follow(keys.buffer)
-        slots = self.nearest_slots(queries, keys, min(max(REFINED_CANDIDATES * k, k + 16), len(keys)))
+        slots = self.nearest_slots(queries, keys, min(k + max(REFINED_CANDIDATES, k), len(keys)))
         present = slots >= 0
         rows = slots.clip(min=0) if keys.slots is None else np.searchsorted(keys.slots, slots.clip(min=0))
         candidates = keys.buffer.array[slots.clip(min=0)].astype(np.float32, copy=False)
