@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import BatchFeature, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,39 @@ def test_references_give_ref_clip_score(load_metric, clip_folder, images):
     # The best reference is the caption itself: cosine 1.
     np.testing.assert_allclose(same["ref_clip_score_per_caption"], 2 * scores / (scores + 1), atol=1e-5)
     assert metric.compute(**inputs)["clip_score"] == pytest.approx(same["clip_score"])
+
+
+class FixedVectors(torch.nn.Module):
+    """Images look along the first axis; a text's vector is written in it."""
+
+    config = CLIPConfig()
+    device = torch.device("cpu")
+
+    def get_image_features(self, pixels):
+        return torch.tensor([[2.0, 0.0]]).expand(len(pixels), -1)
+
+    def get_text_features(self, vectors):
+        return vectors
+
+
+def fixed_processor(images=None, text=None, **options):
+    key, rows = ("pixels", images) if text is None else ("vectors", [list(map(float, row.split())) for row in text])
+    return BatchFeature({key: torch.zeros(len(rows)) if text is None else torch.tensor(rows)})
+
+
+def test_scores_by_hand(load_metric, images):
+    result = load_metric("clip_score").compute(
+        predictions=["3 0", "-1 0", "0 1", "3 4"],
+        images=images,
+        references=[["1 0"], ["0 1"], ["1 0", "-1 0"], ["-3 -4", "4 3"]],
+        model=FixedVectors(),
+        processor=fixed_processor,
+        prefix="",
+    )
+    assert result["clip_score_per_caption"] == pytest.approx([2.5, 0.0, 0.0, 1.5])  # never below 0
+    assert result["clip_score"] == pytest.approx(1.0)
+    best = 24 / 25
+    assert result["ref_clip_score_per_caption"] == pytest.approx([5 / 3.5, 0.0, 0.0, 2 * 1.5 * best / (1.5 + best)])
 
 
 def test_paths_and_arrays(load_metric, clip_folder, images, tmp_path):

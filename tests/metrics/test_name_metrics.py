@@ -65,6 +65,14 @@ def test_a_spelling_of_two_objects_mentions_both():
     assert matcher.objects("cat") == frozenset()
 
 
+def test_the_longest_name_counts():
+    matcher = NameMatcher(["fire", "fire hydrant", "hydrant"])
+    assert [(mention.start, mention.end, *mention.objects) for mention in matcher.find("a fire hydrant on fire")] == [
+        (1, 3, "fire hydrant"),
+        (4, 5, "fire"),
+    ]
+
+
 def test_synonyms_must_be_lists():
     with pytest.raises(TypeError, match="synonyms of 'sofa' must be a list"):
         NameMatcher(["sofa"], {"sofa": "couch"})

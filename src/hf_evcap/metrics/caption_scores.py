@@ -239,9 +239,8 @@ def cider_scores(
     num_images = len(predictions)
     image_of_reference, ngrams = _count_together(predictions, references, max_order)
     num_documents = num_images if document_frequency is None else document_frequency.num_images
-    # coco-caption takes the number of bigrams as a caption's length.
-    bigrams = np.maximum(ngrams.lengths - 1, 0)
-    difference = (bigrams[:num_images][image_of_reference] - bigrams[num_images:]).astype(np.float64)
+    lengths, reference_lengths = ngrams.lengths[:num_images], ngrams.lengths[num_images:]
+    difference = (lengths[image_of_reference] - reference_lengths).astype(np.float64)
     penalty = np.exp(-(difference**2) / (2 * sigma**2))
 
     similarity = np.zeros(len(image_of_reference))

@@ -103,6 +103,10 @@ def _plain_ampersand(token: str) -> str:
     return re.sub("&(?:amp|AMP);", "&", token)
 
 
+def _plain_compound(token: str) -> str:
+    return _plain_ampersand(_without_soft_hyphens(token))
+
+
 def _unbroken(token: str) -> str:
     return token.replace(" ", "\xa0")
 
@@ -222,7 +226,7 @@ _rule("[A-Za-z]", rf"(?:{'|'.join(TITLES)})\.", ignore_case=True)
 _rule("[mM]", r"[mM][ft][gG]\.")
 _rule("[A-Za-z]", rf"(?:{'|'.join(NUMBER_ABBREVIATIONS)})\.", f"[{BLANK}{LINE_END}]?{DIGIT}", ignore_case=True)
 for _form in (HYPHENATED, AMPERSANDED, HYPHENATED_NUMBER, WORD):
-    _rule(IN_TOKEN, rf"(?:{_form})\.", r"[,;:\u3001]", _without_soft_hyphens)
+    _rule(IN_TOKEN, rf"(?:{_form})\.", r"[,;:\u3001]", _plain_compound)
 _FILE_TYPES = (
     "bat|bmp|cgi|class|cpp|c|dll|docx|doc|exe|gif|gz|html|htm|h|jar|java|jpeg|jpg|mov|mp3|pdf|php|pl|png|ppt|ps|py"
     "|sql|tar|txt|wav|xml|x|zip"
