@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_processor
 from PIL import Image
+from tiny_models import make_model, make_processor
 from transformers import (
     AutoModelForImageTextToText,
     BlipConfig,

@@ -9,8 +9,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import make_processor
 from PIL import Image
+from tiny_models import make_processor
 
 from hf_evcap import EVCapProcessor
 from hf_evcap.processing_evcap import load_photo
