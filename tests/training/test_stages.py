@@ -146,10 +146,21 @@ def test_stage_trains_what_it_should(tokenizer, tmp_path):
     assert all(weight.requires_grad for weight in model.parameters())
 
 
+def test_blend_is_the_mean_of_two_averages(tokenizer, tmp_path):
+    models = {steps: make_model(tokenizer) for steps in (2, 4)}
+    for steps, model in models.items():
+        train(model, tokenizer, tmp_path / str(steps), steps, schedule_steps=10, average=0.9)
+    blended = make_model(tokenizer)
+    train(blended, tokenizer, tmp_path / "blended", 4, schedule_steps=10, average=0.9, blend_step=2)
+    for weight, early, late in zip(blended.parameters(), models[2].parameters(), models[4].parameters(), strict=True):
+        assert torch.allclose(weight, (early + late) / 2, atol=1e-6)
+
+
 @pytest.mark.parametrize("average", [None, 0.9])
 def test_stage_goes_on_where_it_stopped(tokenizer, tmp_path, average):
     straight, resumed = make_model(tokenizer), make_model(tokenizer)
-    train(straight, tokenizer, tmp_path / "straight", 6, average=average)
+    blend = {"average": average, "blend_step": 2 if average else None}
+    train(straight, tokenizer, tmp_path / "straight", 6, **blend)
 
     class Stopped(Exception):
         pass
@@ -166,9 +177,9 @@ def test_stage_goes_on_where_it_stopped(tokenizer, tmp_path, average):
 
     resumed.language_model.forward = interrupted
     with pytest.raises(Stopped):
-        train(resumed, tokenizer, tmp_path / "resumed", 6, average=average)
+        train(resumed, tokenizer, tmp_path / "resumed", 6, **blend)
     fresh = make_model(tokenizer, seed=1)
-    train(fresh, tokenizer, tmp_path / "resumed", 6, average=average)
+    train(fresh, tokenizer, tmp_path / "resumed", 6, **blend)
     for (name, weight), other in zip(straight.named_parameters(), fresh.parameters(), strict=True):
         assert torch.equal(weight, other), name
 
