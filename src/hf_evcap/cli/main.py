@@ -57,14 +57,15 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(f".{VERBS[arguments.verb][0]}", __package__)
     try:
         return module.main(arguments.arguments)
+    except BrokenPipeError:  # `hf-evcap ... | head`; nothing more can be printed, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         if os.environ.get("HF_EVCAP_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"hf-evcap {arguments.verb}: {message}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `hf-evcap ... | head`
-        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
