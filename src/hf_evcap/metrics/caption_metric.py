@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import datasets
 import evaluate
 
 from hf_evcap.metrics.ptb_tokenizer import tokenize_captions
@@ -196,3 +197,10 @@ def prepare_captions(
     flat = iter(tokenize_captions([text for references_of_image in references for text in references_of_image]))
     tokenized = [[next(flat) for _ in references_of_image] for references_of_image in references]
     return tokenize_captions(predictions), tokenized
+
+
+# A caption an image, and the captions that people gave it.
+CAPTION_FEATURES = datasets.Features(
+    {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
+)
+CAPTION_CHECKS: dict[str, Callable] = {"predictions": caption, "references": captions}

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import datasets
 import evaluate
 
 from hf_evcap.metrics import caption_metric, caption_scores
@@ -52,19 +51,14 @@ Examples:
 class Cider(caption_metric.CheckedMetric):
     """CIDEr as an `evaluate` metric."""
 
-    checks = {"predictions": caption_metric.caption, "references": caption_metric.captions}
+    checks = caption_metric.CAPTION_CHECKS
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
+            features=caption_metric.CAPTION_FEATURES,
             reference_urls=["https://arxiv.org/abs/1411.5726", "https://github.com/tylin/coco-caption"],
         )
 

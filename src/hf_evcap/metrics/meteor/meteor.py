@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import datasets
 import evaluate
 
 from hf_evcap.metrics import caption_metric, java_scorers
@@ -45,19 +44,14 @@ Examples:
 class Meteor(caption_metric.CheckedMetric):
     """METEOR 1.5 as an `evaluate` metric."""
 
-    checks = {"predictions": caption_metric.caption, "references": caption_metric.captions}
+    checks = caption_metric.CAPTION_CHECKS
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
+            features=caption_metric.CAPTION_FEATURES,
             reference_urls=["https://www.cs.cmu.edu/~alavie/METEOR/", "https://github.com/tylin/coco-caption"],
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import datasets
 import evaluate
 
 from hf_evcap.metrics import caption_metric, name_matching
@@ -58,12 +57,7 @@ class NovelObjectRecall(caption_metric.CheckedMetric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
+            features=caption_metric.CAPTION_FEATURES,
             reference_urls=["https://arxiv.org/abs/2311.15879"],
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import datasets
 import evaluate
 
 from hf_evcap.metrics import caption_metric, caption_scores
@@ -46,19 +45,14 @@ Examples:
 class RougeL(caption_metric.CheckedMetric):
     """coco-caption's ROUGE-L as an `evaluate` metric."""
 
-    checks = {"predictions": caption_metric.caption, "references": caption_metric.captions}
+    checks = caption_metric.CAPTION_CHECKS
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
+            features=caption_metric.CAPTION_FEATURES,
             reference_urls=["https://aclanthology.org/W04-1013/", "https://github.com/tylin/coco-caption"],
         )
 
