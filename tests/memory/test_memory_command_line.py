@@ -177,14 +177,13 @@ def test_calibrate(folder: Path, tiny_dir: Path, photo_paths: list[str], tmp_pat
     assert load(folder).min_similarity is None
 
 
-def test_pull_and_push_go_through_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    pushed: dict[str, Any] = {}
-    monkeypatch.setattr(
-        VisualNameMemory, "push_to_hub", lambda self, repo, **options: pushed.update(options) or "c0ffee"
-    )
-    assert run("push", folder, "me/kitchen", "--branch", "v2", "--message", "More pots") == 0
-    assert capsys.readouterr().out == "me/kitchen@c0ffee\n"
-    assert (pushed["revision"], pushed["commit_message"], pushed["create_pr"]) == ("v2", "More pots", False)
+def test_push_is_that_of_the_verb_push(folder: Path, capsys: Any) -> None:
+    assert run("push", folder, "me/kitchen", "--private", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "memory_config.json" in printed and "the dataset repo me/kitchen" in printed
+
+
+def test_pull(folder: Path) -> None:
     assert run("pull", folder, "--out", folder.parent / "pulled") == 0
     assert load(folder.parent / "pulled").fingerprint == load(folder).fingerprint
     assert run("pull", "nowhere", "--out", folder.parent / "x") == 1

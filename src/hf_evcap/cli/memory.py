@@ -64,12 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
     search.add_argument("--model", help="model whose encoder built the memory")
     search.add_argument("-k", type=int, default=10, help="rows (default: %(default)s)")
     verb("verify", run_verify, "check rows, hashes and index")
-    push = verb("push", run_push, "upload to the Hub as a dataset")
+    push = verb("push", run_push, "upload to the Hub as a dataset, as `hf-evcap push memory` does")
     push.add_argument("repo", metavar="ORG/NAME")
-    push.add_argument("--private", action="store_true", default=None)
-    push.add_argument("--branch", help="branch to commit to")
-    push.add_argument("--create-pr", action="store_true", help="open a pull request")
-    push.add_argument("--message", help="commit message")
+    push.add_argument("options", nargs=argparse.REMAINDER, help="of `hf-evcap push`: --private, --dry-run, ...")
     pull = verb("pull", run_pull, "download and check a memory")
     pull.add_argument("--out", required=True, help="folder for it")
     convert = verb(
@@ -266,15 +263,9 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_push(arguments: argparse.Namespace) -> int:
     """`push`."""
-    commit = _load(arguments.memory).push_to_hub(
-        arguments.repo,
-        private=arguments.private,
-        revision=arguments.branch,
-        create_pr=arguments.create_pr,
-        commit_message=arguments.message,
-    )
-    print(f"{arguments.repo}@{commit}")
-    return 0
+    from . import push
+
+    return push.main(["memory", arguments.memory, arguments.repo, *arguments.options])
 
 
 def run_pull(arguments: argparse.Namespace) -> int:
