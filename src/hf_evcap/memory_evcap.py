@@ -58,11 +58,6 @@ class VisualNameMemory(RetrievalStore):
         """`list[str]`: The name of each row."""
         return self.texts
 
-    @property
-    def min_similarity(self) -> float | None:
-        """`float` or `None`: Rows less similar than this are not retrieved; see `hf-evcap memory calibrate`."""
-        return self.retrieval.get("min_similarity")
-
     @classmethod
     def _read_files(cls, folder: Path, memory_map: bool) -> Any:
         """Loads a memory, or the several of a folder that holds layers."""

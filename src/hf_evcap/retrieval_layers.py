@@ -9,7 +9,8 @@ import torch
 
 from .memory_evcap import VisualNameMemory
 from .memory_layers import MemoryLayers, choose_memories
-from .retrieval_evcap import EVCapRetrievedNames, GrowingRows, NameRetriever, NameTokens
+from .retrieval_evcap import EVCapRetrievedNames, NameRetriever, NameTokens
+from .retrieval_rows import GrowingRows
 
 
 KEPT_RETRIEVERS = 16

@@ -203,7 +203,7 @@ class RetrievalStore(HubStore):
                 except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                     raise ValueError(f"Column {column!r} must hold values of one type ({error}).") from error
             arrays[column] = as_picture(values)
-        return pa.table(arrays), check_keys(keys, len(texts), dim, dtype)
+        return pa.table(arrays), check_keys(keys, len(texts), dim, dtype, cls.store_word)
 
     # Reading it
 
@@ -252,6 +252,11 @@ class RetrievalStore(HubStore):
     def key_scale(self) -> np.ndarray:
         """`np.ndarray` of shape `(rows,)`: What each key is multiplied by to be of unit length."""
         return self.key_rows.scale
+
+    @property
+    def min_similarity(self) -> float | None:
+        """`float` or `None`: Rows less similar than this are not retrieved; see `hf-evcap memory calibrate`."""
+        return self.retrieval.get("min_similarity")
 
     @property
     def fingerprint(self) -> str:
@@ -516,7 +521,9 @@ class RetrievalStore(HubStore):
         buffer.index.follow(buffer)
         return buffer.index
 
-    def search(self, queries: Any, k: int, key_rows: KeyRows | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: Any, k: int, key_rows: KeyRows | None = None, exclude_rows: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """
         Finds the rows nearest in cosine similarity.
 
@@ -526,17 +533,36 @@ class RetrievalStore(HubStore):
             key_rows ([`KeyRows`], *optional*):
                 Some of the store's rows, from `store.key_rows.select(rows)`, to search only those; row ids then count
                 in them.
+            exclude_rows (array of shape `(num_queries, n)`, *optional*):
+                Rows that each query must not find (its own, in training); -1 excludes nothing.
 
         Returns:
-            `scores` and `row_ids`, both of shape `(num_queries, min(k, rows))`, best first.
+            `scores` and `row_ids`, both of shape `(num_queries, min(k, rows))`, best first. Where exclusions leave
+            fewer than that, the places at the end have the score -inf and the row -1.
         """
-        queries = normalize_keys(check_keys(queries, len(queries), self.dim))
+        queries = normalize_keys(check_keys(queries, len(queries), self.dim, word=self.store_word))
         keys = self.key_rows if key_rows is None else key_rows
+        excluded = None if exclude_rows is None else np.asarray(exclude_rows, dtype=np.int64)
+        if excluded is not None and (excluded.ndim != 2 or len(excluded) != len(queries)):
+            raise ValueError(
+                f"`exclude_rows` must have the shape ({len(queries)}, n), a line a query; got {excluded.shape}."
+            )
         k = min(k, len(keys))
         if k <= 0 or not len(queries):
             return np.zeros((len(queries), max(k, 0)), np.float32), np.zeros((len(queries), max(k, 0)), np.int64)
+        wanted = k if excluded is None else min(k + excluded.shape[1], len(keys))
         index = None if self.exact else self.row_index()
-        return exact_search(queries, keys, k) if index is None else index.search(queries, keys, k)
+        found = exact_search(queries, keys, wanted) if index is None else index.search(queries, keys, wanted)
+        return found if excluded is None else _without(*found, excluded, k)
+
+
+def _without(scores: np.ndarray, rows: np.ndarray, excluded: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best `k` of found rows that are not among a query's excluded ones."""
+    barred = (rows[:, :, None] == excluded[:, None, :]).any(-1)
+    order = np.argsort(barred, axis=1, kind="stable")[:, :k]
+    barred = np.take_along_axis(barred, order, 1)
+    scores = np.where(barred, np.float32(-np.inf), np.take_along_axis(scores, order, 1))
+    return scores, np.where(barred, -1, np.take_along_axis(rows, order, 1))
 
 
 def _aligned(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -14,9 +14,12 @@ KEY_DTYPES = ("float32", "float16")
 MAX_KEY_VALUE = 1e15  # beyond it, or below its inverse, squares leave the range of float32
 
 
-def check_keys(keys: Any, rows: int, dim: int | None, dtype: Any = np.float32) -> np.ndarray:
+def check_keys(keys: Any, rows: int, dim: int | None, dtype: Any = np.float32, word: str = "memory") -> np.ndarray:
     """
     Returns keys as a contiguous array of shape `(rows, dim)`, or says what is wrong with them.
+
+    Args:
+        word (`str`, *optional*, defaults to `"memory"`): What messages call the store.
 
     Raises:
         ValueError: Wrong shape or dimension, NaN or infinity, a zero vector.
@@ -29,11 +32,11 @@ def check_keys(keys: Any, rows: int, dim: int | None, dtype: Any = np.float32) -
     except (TypeError, ValueError) as error:
         raise ValueError(f"Keys must be numbers, an array or tensor of shape ({rows}, dim): {error}.") from error
     if keys.ndim != 2 or keys.shape[0] != rows:
-        raise ValueError(f"Expected keys of shape ({rows}, dim), one row a name; got {keys.shape}.")
+        raise ValueError(f"Expected keys of shape ({rows}, dim), one a row; got {keys.shape}.")
     if dim is not None and keys.shape[1] != dim:
         raise ValueError(
-            f"These keys have dimension {keys.shape[1]}, the memory's have {dim}: they come from different encoders. "
-            "Make keys with `model.get_memory_keys(pixel_values)` of the model that built the memory."
+            f"These keys have dimension {keys.shape[1]}, the {word}'s have {dim}: they come from different encoders. "
+            f"Make them with the encoder that made those of the {word}."
         )
     for start in range(0, rows, BLOCK_ROWS):
         block = keys[start : start + BLOCK_ROWS]
