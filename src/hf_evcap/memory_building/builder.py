@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..memory_evcap import VisualNameMemory, encode_photos
+from ..memory_evcap import VisualNameMemory
 from ..processing_evcap import load_photo
 from ..store_files import read_columns
 from ..store_keys import KeyBuffer, KeyRows
+from ..store_photos import encode_photos
 from .photo_sources import NamedPhotos
+from .resumable_shards import ResumableShards
 
 
 logger = logging.get_logger(__name__)
-
-PLAN_NAME = "plan.json"
 
 
 @dataclass
@@ -83,9 +84,6 @@ def build_memory(
     Raises:
         ValueError: An unfinished build of other photos, or by another encoder, lies beside the folder.
     """
-    from accelerate import PartialState
-
-    processes = PartialState()
     work = Path(f"{Path(save_directory)}.building")
     plan = {
         "photos": len(photos),
@@ -96,23 +94,19 @@ def build_memory(
         "shard_size": shard_size,
         "on_error": on_error,
     }
-    if processes.is_main_process:
-        _begin(work, plan, restart)
-    processes.wait_for_everyone()
-    shards = range(-(-len(photos) // shard_size))
-    mine = [shard for shard in shards if shard % processes.num_processes == processes.process_index]
-    missing = [shard for shard in mine if not _part(work, shard).is_file()]
+    shards = ResumableShards(work, plan, len(photos), shard_size, restart=restart)
+    processes = shards.processes
     with tqdm(
-        total=min(len(photos), len(mine) * shard_size),
-        initial=(len(mine) - len(missing)) * shard_size,
+        total=min(len(photos), len(shards.mine) * shard_size),
+        initial=(len(shards.mine) - len(shards.missing)) * shard_size,
         unit="photo",
         disable=not processes.is_main_process or not logging.is_progress_bar_enabled(),
     ) as progress:
-        for shard in missing:
-            numbers = range(shard * shard_size, min((shard + 1) * shard_size, len(photos)))
-            _write_part(
-                _part(work, shard), *_encode(model, processor, photos, numbers, batch_size, on_error, progress)
-            )
+        for shard in shards.missing:
+            memory, skipped = _encode(model, processor, photos, shards.items_of(shard), batch_size, on_error, progress)
+            metadata = {"skipped": json.dumps({str(number): reason for number, reason in skipped.items()})}
+            table = memory.table.replace_schema_metadata(metadata)
+            shards.write(shard, partial(pq.write_table, table))
     processes.wait_for_everyone()
     if not processes.is_main_process:
         return None
@@ -122,35 +116,10 @@ def build_memory(
         "index_factory": index_factory,
         "licenses": {**photos.licenses, **(licenses or {})},
     }
-    parts = [_part(work, shard) for shard in shards]
-    report = _merge(parts, work, save_directory, dtype, model.memory_key_size, settings)
-    report.photos, report.shards, report.resumed = len(photos), len(shards), len(mine) - len(missing)
+    report = _merge(shards.files, work, save_directory, dtype, model.memory_key_size, settings)
+    report.photos, report.shards, report.resumed = len(photos), len(shards.files), shards.resumed
     shutil.rmtree(work)
     return report
-
-
-def _part(work: Path, shard: int) -> Path:
-    return work / f"part-{shard:06d}.parquet"
-
-
-def _begin(work: Path, plan: dict[str, Any], restart: bool) -> None:
-    """Makes the working folder, or checks that the unfinished build in it is of the same plan."""
-    file = work / PLAN_NAME
-    if restart:
-        shutil.rmtree(work, ignore_errors=True)
-    if file.is_file():
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-        other = sorted(name for name in {**plan, **earlier} if plan.get(name) != earlier.get(name))
-        if other:
-            raise ValueError(
-                f"{work} holds an unfinished build that differs in {', '.join(other)}. Finish that one, choose "
-                "another folder, or start again with `restart=True` (`--restart`)."
-            )
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    unfinished = work / f"{PLAN_NAME}.tmp"
-    unfinished.write_text(json.dumps(plan, indent=2), encoding="utf-8")
-    os.replace(unfinished, file)
 
 
 def _encode(
@@ -190,20 +159,6 @@ def _encode(
             )
         progress.update(len(batch))
     return memory, skipped
-
-
-def _write_part(file: Path, memory: VisualNameMemory, skipped: dict[int, str]) -> None:
-    """Writes a shard whole or not at all."""
-    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-    metadata = {"skipped": json.dumps({str(number): reason for number, reason in skipped.items()})}
-    try:
-        with unfinished.open("wb") as opened:
-            pq.write_table(memory.table.replace_schema_metadata(metadata), opened)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _merge(

@@ -1,0 +1,98 @@
+"""Long work in shards: interrupted, it goes on where it was; many processes share it and give what one would give."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+PLAN_NAME = "plan.json"
+
+
+class ResumableShards:
+    """
+    A working folder that holds a file for each finished shard, and the plan by which they were made.
+
+    Shards are dealt out in turn to the processes of `accelerate launch`; a file that exists is finished.
+
+    Args:
+        work (`Path`): The working folder; made by the main process if it does not exist.
+        plan (`Mapping[str, Any]`): What shards depend on. Shards of another plan are refused.
+        items (`int`): Items in all.
+        shard_size (`int`): Items a shard.
+        suffix (`str`, *optional*, defaults to `".parquet"`): Ending of the shards' files.
+        restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run made.
+
+    Raises:
+        ValueError: The folder holds shards of another plan.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        plan: Mapping[str, Any],
+        items: int,
+        shard_size: int,
+        suffix: str = ".parquet",
+        restart: bool = False,
+    ) -> None:
+        from accelerate import PartialState
+
+        if shard_size < 1:
+            raise ValueError(f"`shard_size` must be at least 1, got {shard_size}.")
+        self.work, self.items, self.shard_size, self.suffix = work, items, shard_size, suffix
+        self.processes = PartialState()
+        if self.processes.is_main_process:
+            self._begin(dict(plan), restart)
+        self.processes.wait_for_everyone()
+        shards = range(-(-items // shard_size))
+        self.files = [work / f"part-{shard:06d}{suffix}" for shard in shards]
+        self.mine = [shard for shard in shards if shard % self.processes.num_processes == self.processes.process_index]
+        self.missing = [shard for shard in self.mine if not self.files[shard].is_file()]
+        self.resumed = sum(file.is_file() for file in self.files)
+        self.processes.wait_for_everyone()  # all have counted before one finishes a shard
+
+    def _begin(self, plan: dict[str, Any], restart: bool) -> None:
+        """Makes the working folder, or checks that the unfinished work in it is of the same plan."""
+        file = self.work / PLAN_NAME
+        if restart:
+            shutil.rmtree(self.work, ignore_errors=True)
+        if file.is_file():
+            earlier = json.loads(file.read_text(encoding="utf-8"))
+            other = sorted(name for name in {**plan, **earlier} if plan.get(name) != earlier.get(name))
+            if other:
+                raise ValueError(
+                    f"{self.work} holds an unfinished build that differs in {', '.join(other)}. Finish that one, "
+                    "choose another folder, or start again with `restart=True` (`--restart`)."
+                )
+            for left in self.work.glob("part-*.tmp"):  # of a run that was killed while it wrote
+                left.unlink()
+            return
+        self.work.mkdir(parents=True, exist_ok=True)
+        unfinished = self.work / f"{PLAN_NAME}.tmp"
+        unfinished.write_text(json.dumps(plan, indent=2), encoding="utf-8")
+        os.replace(unfinished, file)
+
+    def items_of(self, shard: int) -> range:
+        """Numbers of a shard's items."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.items))
+
+    def write(self, shard: int, write: Callable[[BinaryIO], Any]) -> None:
+        """Writes a shard's file, whole or not at all."""
+        file = self.files[shard]
+        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with unfinished.open("wb") as opened:
+                write(opened)
+                opened.flush()
+                os.fsync(opened.fileno())
+            os.replace(unfinished, file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+__all__ = ["ResumableShards"]
