@@ -13,11 +13,13 @@ from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .hub_upload import push_saved, take_hub_arguments
 from .memory_evcap import MANIFEST_NAME
 
+
+logger = logging.get_logger(__name__)
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
@@ -60,7 +62,10 @@ class RetrievalPreTrainedModel(PreTrainedModel):
     memory_class: Any = None
     memory_folder = "memory"
     name_tokenizer_folder = "name_tokenizer"
+    # Freezing policy -> what it trains: dotted segments of parameter names.
     trainable_parts: dict[str, tuple[str, ...]] = {}
+    # Parts that LoRA adapters go to by default.
+    lora_parts: tuple[str, ...] = ("language_model",)
 
     name_tokenizer: Any = None
 
@@ -158,9 +163,10 @@ class RetrievalPreTrainedModel(PreTrainedModel):
             if is_main_process:
                 self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
             return
-        if self.encoder_parts and self.config.encoder_fingerprint is None:
+        unrecorded = self.config.encoder_fingerprint is None
+        if self.encoder_parts and unrecorded:
             self.config.encoder_fingerprint = self.encoder_fingerprint
-        memory = self.memory
+        memory = self._memory_to_save()
         self.config.memory_reference = memory.hub_reference if memory is not None else None
         pipeline_class = self.pipeline_class()
         self.config.custom_pipelines = pipeline_entries(pipeline_class)
@@ -168,6 +174,8 @@ class RetrievalPreTrainedModel(PreTrainedModel):
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         finally:
             del self.config.custom_pipelines  # in this process the pipeline is registered
+            if unrecorded and self.trains_encoder:
+                self.config.encoder_fingerprint = None  # the next step of training changes the encoder again
         if not is_main_process:
             return
         folder = Path(save_directory)
@@ -178,6 +186,22 @@ class RetrievalPreTrainedModel(PreTrainedModel):
             memory.save_pretrained(folder / self.memory_folder)
         elif (folder / self.memory_folder / MANIFEST_NAME).is_file():
             shutil.rmtree(folder / self.memory_folder)  # of an earlier save; it would come back at loading
+
+    def _memory_to_save(self) -> Any:
+        """The memory, unless training has since changed the encoder that built it: no model could load it again."""
+        memory = self.memory
+        if memory is None or not self.trains_encoder:
+            return memory
+        try:
+            for one in getattr(memory, "memories", {"": memory}).values():
+                self.check_memory(one)
+        except ValueError:
+            logger.warning_once(
+                "The encoder was trained, so the memory's keys no longer fit and it is saved without a memory. Build "
+                "one with the trained model: `hf-evcap memory build SOURCE --model DIR --out MEMORY`."
+            )
+            return None
+        return memory
 
     def push_to_hub(
         self,
@@ -232,6 +256,9 @@ class RetrievalPreTrainedModel(PreTrainedModel):
 
     # Identity of the frozen encoder
 
+    def check_memory(self, memory: Any) -> None:
+        """Raises `ValueError` if the memory does not fit this model."""
+
     @property
     def encoder_fingerprint(self) -> str:
         """`str`: Identity of the frozen parts that make memory keys; a memory of another encoder does not fit."""
@@ -255,24 +282,39 @@ class RetrievalPreTrainedModel(PreTrainedModel):
         if policy != "full" and policy not in self.trainable_parts:
             policies = ", ".join([*self.trainable_parts, "full"])
             raise ValueError(f"Unknown freezing policy {policy!r}; this model has {policies}.")
-        trained = self.trainable_parts.get(policy)
+        parts = self.trainable_parts.get(policy, ())
         for name, parameter in self.named_parameters():
-            part = name.split(".")[0]
-            parameter.requires_grad_(trained is None or part in trained)
-            if parameter.requires_grad and part in self.encoder_parts:
-                self.config.encoder_fingerprint = None  # what training changes is another encoder
+            parameter.requires_grad_(policy == "full" or any(f".{part}." in f".{name}." for part in parts))
+        if self.trains_encoder:
+            self.config.encoder_fingerprint = None  # what training changes is another encoder
         self.train(self.training)
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
+    @property
+    def trains_encoder(self) -> bool:
+        """`bool`: Whether a parameter that decides what memory keys mean is being trained."""
+        return any(
+            parameter.requires_grad
+            for name, parameter in self.named_parameters()
+            if name.split(".")[0] in self.encoder_parts
+        )
+
     def train(self, mode: bool = True) -> Any:
-        """Sets training mode, but for parts that are wholly frozen: their dropout and batch statistics stay off."""
+        """Sets training mode, but for modules that are wholly frozen: their dropout and batch statistics stay off."""
         super().train(mode)
         if mode:
-            for part in self.children():
-                if not any(parameter.requires_grad for parameter in part.parameters()):
-                    part.eval()
-                    self._keep_checkpointing(part)
+            self._rest_frozen(self)
         return self
+
+    def _rest_frozen(self, module: torch.nn.Module) -> None:
+        for part in module.children():
+            trained = [parameter.requires_grad for parameter in part.parameters()]
+            if any(trained):
+                if not all(trained):
+                    self._rest_frozen(part)
+            elif trained or module is self:
+                part.eval()
+                self._keep_checkpointing(part)
 
     @staticmethod
     def _keep_checkpointing(part: torch.nn.Module) -> None:
