@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
-from transformers.utils import logging
 from typing_extensions import Self
 
-from .memory_card import memory_card
-from .processing_evcap import load_photo
 from .retrieval_store import RetrievalStore
+from .store_card import MEMORY_WORDS, store_card
 from .store_files import MANIFEST_NAME, holds_layers
+from .store_photos import PhotoRows
 
 
-logger = logging.get_logger(__name__)
-
-
-class VisualNameMemory(RetrievalStore):
+class VisualNameMemory(PhotoRows, RetrievalStore):
     r"""
     Rows of `(key, name)`: what the encoder saw of an object, and what people call it (EVCap, section 3.2).
 
@@ -91,32 +86,24 @@ class VisualNameMemory(RetrievalStore):
             processor ([`EVCapProcessor`]): Its image processor prepares the photos.
             dataset (`Iterable[dict]`): Rows with a photo and a name; a `datasets.Dataset`, a list, a generator.
             image_column (`str`, *optional*, defaults to `"image"`): Column of the photos (PIL image, path or URL).
-            name_column (`str`, *optional*, defaults to `"name"`): Column of the names.
+            name_column (`str`, *optional*, defaults to `"name"`): Column of the names; a list gives several rows.
             batch_size (`int`, *optional*, defaults to 32): Photos encoded at once.
             columns (`Sequence[str]`, *optional*): Further columns of the dataset that the memory keeps.
             on_error (`str`, *optional*, defaults to `"raise"`):
                 `"skip"` leaves out photos that cannot be read and says which; `"raise"` stops at the first.
             settings: `dtype`, `index_factory`, `licenses`, `retrieval`; see the class.
         """
-        memory = cls.empty(
-            model.memory_key_size,
-            encoder_fingerprint=model.encoder_fingerprint,
-            query_tokens_hash=model.query_tokens_hash,
-            **settings,
+        return cls._from_photos(
+            model,
+            processor,
+            dataset,
+            image_column,
+            name_column,
+            batch_size,
+            {column: column for column in columns},
+            on_error,
+            settings,
         )
-        start = 0
-        for batch in batched(dataset, batch_size):
-            for column in (image_column, name_column, *columns):
-                if column not in batch[0]:
-                    raise ValueError(f"The dataset has no column {column!r}; it has {', '.join(batch[0])}.")
-            photos = [row[image_column] for row in batch]
-            keys, kept = encode_photos(model, processor, photos, on_error, start)
-            rows = [batch[place] for place in kept]
-            further = {column: [row[column] for row in rows] for column in columns}
-            if rows:
-                memory.add([row[name_column] for row in rows], keys, **further)
-            start += len(batch)
-        return memory
 
     def add_images(
         self,
@@ -139,29 +126,7 @@ class VisualNameMemory(RetrievalStore):
             on_error (`str`, *optional*, defaults to `"raise"`): As in [`from_images`].
             columns: Values of further columns, a value a photo or one for all.
         """
-        model.check_memory(self)
-        names = [names] * len(images) if isinstance(names, str) else list(names)
-        if len(names) != len(images):
-            raise ValueError(
-                f"Got {len(images)} photos and {len(names)} names; give one name a photo, or one for all."
-            )
-        names = [self._check_text(name, f"that of photo {place}") for place, name in enumerate(names)]
-        keys: list[np.ndarray] = []
-        kept: list[int] = []
-        for start in range(0, len(images), batch_size):
-            photos = list(images[start : start + batch_size])
-            made, places = encode_photos(model, processor, photos, on_error, start)
-            keys.append(made)
-            kept.extend(start + place for place in places)
-        if not kept:
-            return self
-        further = {
-            column: [values[place] for place in kept]
-            if isinstance(values, Sequence) and not isinstance(values, str) and len(values) == len(images)
-            else values
-            for column, values in columns.items()
-        }
-        return self.add([names[place] for place in kept], np.concatenate(keys), **further)
+        return self._add_images(model, processor, images, names, batch_size, on_error, columns)
 
     # Names in other languages
 
@@ -189,48 +154,7 @@ class VisualNameMemory(RetrievalStore):
 
     def card(self, manifest: Mapping[str, Any], repo_id: str | None = None) -> str:
         """The memory card, with the metadata that the Hub reads."""
-        return memory_card(self, manifest, repo_id)
-
-
-def batched(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[Mapping[str, Any]]]:
-    """Goes through rows, `size` at a time."""
-    batch: list[Mapping[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def encode_photos(
-    model: Any, processor: Any, photos: list[Any], on_error: str, start: int = 0
-) -> tuple[np.ndarray, list[int]]:
-    """
-    Encodes one batch of photos.
-
-    Args:
-        on_error (`str`): `"raise"` or `"skip"`.
-        start (`int`): Number of the first photo, for messages.
-
-    Returns:
-        Keys of the photos that could be read, of shape `(kept, dim)`, and their places in the batch.
-    """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"`on_error` must be 'raise' or 'skip'; got {on_error!r}.")
-    loaded, places = [], []
-    for place, photo in enumerate(photos):
-        try:
-            loaded.append(load_photo(photo))
-            places.append(place)
-        except (OSError, ValueError, TypeError) as error:
-            if on_error == "raise":
-                raise ValueError(f"Photo {start + place} cannot be used: {error}") from error
-            logger.warning(f"Skipped photo {start + place}: {error}")
-    if not loaded:
-        return np.zeros((0, model.memory_key_size), np.float32), places
-    return model.encode_memory_keys(processor, loaded).numpy(), places
+        return store_card(self, manifest, MEMORY_WORDS, repo_id)
 
 
 __all__ = ["MANIFEST_NAME", "VisualNameMemory"]

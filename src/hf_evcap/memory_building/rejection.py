@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..memory_evcap import batched
+from ..store_photos import batched
 from ..processing_evcap import load_photo
 
 
