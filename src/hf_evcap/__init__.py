@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 # Name -> module. Imported when first used, so that `import hf_evcap` stays cheap.
 _PUBLIC = {
+    "CaptionDatastore": "datastore_smallcap",
+    "ClipEncoder": "clip_encoder",
     "EVCapConfig": "configuration_evcap",
     "EVCapForConditionalGeneration": "modeling_evcap",
     "EVCapPipeline": "pipeline_evcap",
@@ -25,8 +27,10 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:  # what type checkers and editors see
+    from .clip_encoder import ClipEncoder as ClipEncoder
     from .configuration_efficientnet_lite import EfficientNetLiteConfig as EfficientNetLiteConfig
     from .configuration_evcap import EVCapConfig as EVCapConfig
+    from .datastore_smallcap import CaptionDatastore as CaptionDatastore
     from .memory_evcap import VisualNameMemory as VisualNameMemory
     from .memory_layers import MemoryLayers as MemoryLayers
     from .metrics import metric_path as metric_path

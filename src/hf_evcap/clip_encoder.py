@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from typing_extensions import Self
 
-from .processing_evcap import load_photo
 from .modeling_retrieval import hash_tensors
+from .processing_evcap import load_photo
 
 
 _VISION_SIDE = ("vision_model.", "visual_projection.")

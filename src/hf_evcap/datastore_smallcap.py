@@ -241,7 +241,8 @@ class CaptionDatastore(PhotoRows, RetrievalStore):
 
         Args:
             queries, k, key_rows, exclude_rows: As in [`RetrievalStore.search`].
-            exclude_image_ids (`Sequence`, *optional*): For each query a photo whose captions it must not find, or `None`.
+            exclude_image_ids (`Sequence`, *optional*):
+                For each query a photo whose captions it must not find, or `None`.
 
         Returns:
             `scores` and `row_ids` of shape `(num_queries, min(k, rows))`, best first; -inf and -1 where exclusions

@@ -45,8 +45,8 @@ model = EVCapForConditionalGeneration.from_pretrained("org/model", memory="{repo
 DATASTORE_WORDS = CardWords(
     title="Caption datastore",
     family="[SmallCap](https://arxiv.org/abs/2209.15323)",
-    what="A model retrieves from it captions of similar photos and reads them before it writes its own; another "
-    "datastore,\nand it captions another domain.",
+    what="A model retrieves from it captions of similar photos and reads them before\nit writes its own; with another "
+    "datastore it captions another domain.",
     use="""import hf_evcap
 from hf_evcap import CaptionDatastore, SmallCapForConditionalGeneration
 

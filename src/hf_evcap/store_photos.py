@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from transformers.utils import logging
-from typing_extensions import Self
 
 from .processing_evcap import load_photo
 

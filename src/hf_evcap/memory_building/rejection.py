@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..store_photos import batched
 from ..processing_evcap import load_photo
+from ..store_photos import batched
 
 
 @dataclass
