@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_models import make_processor
 
 from hf_evcap import EVCapProcessor
-from hf_evcap.processing_evcap import load_photo
+from hf_evcap.photo_loading import load_photo
 
 
 SIDE = (40, 30)  # width, height

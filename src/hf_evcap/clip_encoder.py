@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from typing_extensions import Self
 
 from .modeling_retrieval import hash_tensors
-from .processing_evcap import load_photo
+from .photo_loading import load_photo
 
 
 _VISION_SIDE = ("vision_model.", "visual_projection.")

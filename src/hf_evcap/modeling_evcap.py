@@ -19,7 +19,7 @@ from .memory_evcap import VisualNameMemory
 from .memory_layers import MemoryLayers
 from .modeling_efficientnet_lite import EfficientNetLiteModel
 from .modeling_retrieval import RetrievalPreTrainedModel, hash_tensors
-from .processing_evcap import load_photo
+from .photo_loading import load_photo
 from .retrieval_evcap import EVCapRetrievedNames, NameRetriever, NameTokens, normalize_name
 from .retrieval_layers import Retrievers
 from .vision_space_evcap import EVCapVisionSpace
@@ -259,10 +259,7 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         if (pixel_values is None) == (vision_hidden_states is None):
             raise ValueError("Give either `pixel_values` or `vision_hidden_states`.")
         if vision_hidden_states is None:
-            pixel_values = pixel_values.to(self.vision_model.device, self.vision_model.dtype)
-            vision_hidden_states = self.vision_model(pixel_values=pixel_values).last_hidden_state
-            if vision_hidden_states.ndim == 4:  # a convolutional tower's (batch, width, rows, columns)
-                vision_hidden_states = vision_hidden_states.flatten(2).transpose(1, 2)
+            vision_hidden_states = self.get_vision_hidden_states(pixel_values)
         query_output = self.qformer(
             query_embeds=self.query_tokens.expand(len(vision_hidden_states), -1, -1),
             encoder_hidden_states=vision_hidden_states.to(self.query_tokens.device),

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .hub_upload import take_hub_arguments
 from .modeling_evcap import EVCapEncodedImages
-from .processing_evcap import load_photo
+from .photo_loading import load_photo
 from .retrieval_evcap import EVCapRetrievedNames
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .processing_evcap import load_photo
+from .photo_loading import load_photo
 
 
 logger = logging.get_logger(__name__)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..memory_evcap import VisualNameMemory
-from ..processing_evcap import load_photo
+from ..photo_loading import load_photo
 from ..store_files import read_columns
 from ..store_keys import KeyBuffer, KeyRows
 from ..store_photos import encode_photos

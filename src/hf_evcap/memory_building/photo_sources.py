@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..processing_evcap import load_photo
+from ..photo_loading import load_photo
 
 
 PHOTO_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..processing_evcap import load_photo
+from ..photo_loading import load_photo
 from ..store_photos import batched
 
 
