@@ -167,17 +167,24 @@ def slow_vote_rule(memory, queries, options, k, excluded=()):
     exemplars = defaultdict(list)
     for score, row in objects:
         exemplars[names[row]].append((score, row))
+    # what the nearest scenes speak against them, rows of one photo counted once
+    nearest = [(cosine(queries[0], keys[row]), row) for row in allowed if kinds[row] == "scene"]
+    nearest = sorted(nearest, reverse=True)[: options["vote_rows"]]
+    once = [
+        score
+        for place, (score, row) in enumerate(nearest)
+        if not place or photos[row] != photos[nearest[place - 1][1]]
+    ]
+    against = sum(w * s for w, s in zip(options["exemplar_weights"], once, strict=False)) * options["scene_evidence"]
     ranking = []
     for name, found in exemplars.items():
         evidence = sum(w * s for w, (s, _) in zip(options["exemplar_weights"], found, strict=False))
-        if evidence >= options["object_threshold"]:
+        if evidence >= options["object_threshold"] + against:
             ranking.append((evidence, name, found[0][1]))
     chosen = sorted(ranking, reverse=True)[: options["object_slots"]]
     # scenes: soft votes of the photos nearest to the whole photo
     scene_rows = [row for row in range(len(memory)) if kinds[row] == "scene"]
     scene_photos = len({photos[row] for row in scene_rows})
-    nearest = [(cosine(queries[0], keys[row]), row) for row in allowed if kinds[row] == "scene"]
-    nearest = sorted(nearest, reverse=True)[: options["vote_rows"]]
     total = sum(math.exp(score / options["vote_temperature"]) for score, _ in nearest)
     votes, first = defaultdict(float), {}
     for score, row in nearest:
@@ -206,6 +213,8 @@ def vote_memory(seed, rows=80):
 @pytest.mark.parametrize("changed", [
     {},
     {"vote_rows": 9},
+    {"scene_evidence": 1.0, "object_threshold": -0.2},
+    {"scene_evidence": 0.5, "object_threshold": 0.0, "vote_rows": 5},
     {"object_threshold": -5.0, "object_slots": 5},
     {"exemplar_weights": [1.0], "object_threshold": 0.3},
     {"exemplar_weights": [0.5, 0.25, 0.125, 0.1], "scene_slots": 2},

@@ -23,6 +23,7 @@ VOTE_OPTIONS = {
     "vote_rows": 1000,  # nearest rows that give evidence
     "exemplar_weights": [1.0, 0.3, 0.3],  # of an object name's best, second best, ... row
     "object_threshold": 0.5,  # weighted sum of similarities that an object name must reach
+    "scene_evidence": 0.0,  # share of the nearest scene photos' weighted sum that is taken off it before
     "object_slots": 3,  # object names given at most
     "vote_temperature": 0.15,  # softness of the scene rows' votes
     "df_offset": 0.02,  # added to a scene name's document frequency ...

@@ -213,9 +213,11 @@ class NameRetriever(RowRetriever):
         scenes = self.pools["scene"] if "scene" in self.pools else torch.arange(0, device=self.device)
         scene_names = self.row_names if scenes is None else self.row_names[scenes]
         self.num_photos = len(scene_names)
+        self.row_photos = torch.arange(len(self.row_names), device=self.device)
         if "photo" in columns.column_names and self.num_photos:
-            photos = columns["photo"] if scenes is None else columns["photo"].take(scenes.cpu().numpy())
-            self.num_photos = len(set(photos.to_pylist()))
+            photos = columns["photo"].combine_chunks().dictionary_encode().indices.fill_null(-1)
+            self.row_photos = torch.from_numpy(photos.to_numpy().astype("int64")).to(self.device)
+            self.num_photos = len((self.row_photos if scenes is None else self.row_photos[scenes]).unique())
         self.scene_counts = torch.bincount(scene_names, minlength=len(self.names))
 
     @property
@@ -227,7 +229,7 @@ class NameRetriever(RowRetriever):
         super()._move(device)
         self.tokens.to(device)
         self._row_names.to(device)
-        self.scene_counts = self.scene_counts.to(device)
+        self.scene_counts, self.row_photos = self.scene_counts.to(device), self.row_photos.to(device)
 
     def __call__(
         self, queries: torch.Tensor, config: EVCapConfig, exclude_rows: torch.LongTensor | None = None
@@ -307,15 +309,23 @@ def vote_rule(
 
     Rows of kind `object` are exemplars: a name scores the weighted sum of its best rows' similarities to any query.
     Rows of kind `scene` are photos under a word that is said of them: the nearest to the whole photo vote for their
-    word, softly by similarity, and words that are said of everything count less. Objects that are similar enough come
-    first, then scene names. `config.retrieval_options` holds the numbers (`VOTE_OPTIONS`).
+    word, softly by similarity, and words that are said of everything count less. Objects that are similar enough, by
+    themselves or in comparison with the nearest scenes, come first, then scene names. `config.retrieval_options` holds
+    the numbers (`VOTE_OPTIONS`).
 
     Returns:
         Name ids, scores and row ids of shape `(batch_size, K)`.
     """
     options = config.retrieval_options
-    objects = _object_evidence(retriever, queries, options, exclude_rows)
-    scenes = _scene_votes(retriever, queries, options, exclude_rows)
+    nearest = retriever.nearest(queries[:, :1], options["vote_rows"], exclude_rows, kind="scene")
+    scene_scores, scene_rows = (values[:, 0] for values in nearest)
+    threshold = options["object_threshold"]
+    if options["scene_evidence"]:
+        threshold = threshold + options["scene_evidence"] * _scene_evidence(
+            retriever, scene_scores, scene_rows, options
+        )
+    objects = _object_evidence(retriever, queries, options, exclude_rows, threshold)
+    scenes = _scene_votes(retriever, scene_scores, scene_rows, options)
     names, scores, rows = (torch.cat(pair, dim=1) for pair in zip(objects, scenes, strict=True))
     kept = first_occurrences(names)
     names, scores, rows = keep_first(kept, config.num_retrieved_names, names, scores, rows, fill=(-1, 0.0, -1))
@@ -331,7 +341,11 @@ def _best_names(
 
 
 def _object_evidence(
-    retriever: NameRetriever, queries: torch.Tensor, options: dict[str, Any], exclude_rows: torch.LongTensor | None
+    retriever: NameRetriever,
+    queries: torch.Tensor,
+    options: dict[str, Any],
+    exclude_rows: torch.LongTensor | None,
+    threshold: float | torch.Tensor,
 ) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
     scores, rows = retriever.nearest(queries, options["vote_rows"], exclude_rows, kind="object", any_query=True)
     scores, rows = scores[:, 0], rows[:, 0]
@@ -342,15 +356,26 @@ def _object_evidence(
     evidence = scores.new_zeros(len(scores), len(retriever.names))
     evidence.scatter_add_(1, names, torch.where(usable, weight * scores, 0.0))
     name_scores = evidence.gather(1, names)
-    eligible = (ranks == 0) & usable & (name_scores >= options["object_threshold"])
+    eligible = (ranks == 0) & usable & (name_scores >= threshold)
     return _best_names(names, name_scores.masked_fill(~eligible, -torch.inf), rows, options["object_slots"])
 
 
+def _scene_evidence(
+    retriever: NameRetriever, scores: torch.Tensor, rows: torch.LongTensor, options: dict[str, Any]
+) -> torch.Tensor:
+    """Weighted sum of the nearest scene photos' similarities, as an object name sums its exemplars'; `(batch, 1)`."""
+    photos = retriever.row_photos[rows]  # a photo's rows share its similarity, so they stand together
+    distinct = torch.ones_like(photos, dtype=torch.bool)
+    distinct[:, 1:] = photos[:, 1:] != photos[:, :-1]
+    weights = scores.new_tensor([*options["exemplar_weights"], 0.0])
+    weight = weights[(distinct.cumsum(1) - 1).clamp(min=0, max=len(weights) - 1)]
+    usable = distinct & ~torch.isneginf(scores)
+    return torch.where(usable, weight * scores, 0.0).sum(1, keepdim=True)
+
+
 def _scene_votes(
-    retriever: NameRetriever, queries: torch.Tensor, options: dict[str, Any], exclude_rows: torch.LongTensor | None
+    retriever: NameRetriever, scores: torch.Tensor, rows: torch.LongTensor, options: dict[str, Any]
 ) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
-    scores, rows = retriever.nearest(queries[:, :1], options["vote_rows"], exclude_rows, kind="scene")
-    scores, rows = scores[:, 0], rows[:, 0]
     votes = torch.softmax(scores / options["vote_temperature"], dim=1).nan_to_num(0.0)
     names, ranks, votes, rows = group_by_name(retriever.row_names[rows], votes, rows)
     shares = votes.new_zeros(len(votes), len(retriever.names)).scatter_add_(1, names, votes)

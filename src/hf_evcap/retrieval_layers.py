@@ -35,13 +35,14 @@ class LayeredRetriever(NameRetriever):
         self.starts = torch.tensor([0, *self.sizes]).cumsum(0)
         name_ids: dict[str, int] = {}
         row_names, self.num_photos = [], 0
-        counts = []
+        counts, row_photos = [], []
         for _, retriever, _ in layers:
             ids = torch.tensor(
                 [name_ids.setdefault(name, len(name_ids)) for name in retriever.names], dtype=torch.long
             )
             row_names.append(ids[retriever.row_names.cpu()])
             counts.append((ids, retriever.scene_counts.cpu()))
+            row_photos.append(retriever.row_photos.cpu() + sum(map(len, row_photos)))
             self.num_photos += retriever.num_photos
         self.names = list(name_ids)
         self._row_names = GrowingRows(torch.cat(row_names))
@@ -49,6 +50,7 @@ class LayeredRetriever(NameRetriever):
         self.scene_counts = torch.zeros(len(self.names), dtype=torch.long)
         for ids, of_layer in counts:
             self.scene_counts.index_add_(0, ids, of_layer)
+        self.row_photos = torch.cat(row_photos)
 
     @property
     def stale(self) -> bool:
@@ -66,7 +68,7 @@ class LayeredRetriever(NameRetriever):
             self.device = device
             self.tokens.to(device)
             self._row_names.to(device)
-            self.scene_counts = self.scene_counts.to(device)
+            self.scene_counts, self.row_photos = self.scene_counts.to(device), self.row_photos.to(device)
         return self
 
     def nearest(
