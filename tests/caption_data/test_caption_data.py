@@ -1,0 +1,344 @@
+"""Every format of captioned photos, as its files look, and what is wrong with bad ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from hf_evcap.caption_data import FORMATS, load_caption_data
+
+
+@pytest.fixture()
+def folder(tmp_path: Path) -> Path:
+    """Photos as COCO, NoCaps and Flickr30k name them; each has its own colour."""
+    names = [
+        "val2014/COCO_val2014_000000000042.jpg",
+        "train2014/COCO_train2014_000000000009.jpg",
+        "val2014/COCO_val2014_000000000073.jpg",
+        "1000092795.jpg",
+        "a.png",
+        "b.png",
+    ]
+    for number, name in enumerate(names):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), (40 * number, 0, 0)).save(path)
+    return tmp_path
+
+
+def write(path: Path, value: Any) -> Path:
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+def karpathy_image(name: str, split: str, number: int, **fields: Any) -> dict[str, Any]:
+    sentences = [
+        {"tokens": ["a", "cat"], "raw": f"A cat {number}.", "imgid": number, "sentid": number * 2},
+        {"tokens": ["cat"], "raw": f"Cat {number}", "imgid": number, "sentid": number * 2 + 1},
+    ]
+    return {"filename": name, "imgid": number, "split": split, "sentences": sentences, **fields}
+
+
+def coco_karpathy(folder: Path) -> Path:
+    images = [
+        karpathy_image("COCO_val2014_000000000042.jpg", "test", 0, filepath="val2014", cocoid=42),
+        karpathy_image("COCO_train2014_000000000009.jpg", "train", 1, filepath="train2014", cocoid=9),
+        karpathy_image("COCO_val2014_000000000073.jpg", "restval", 2, filepath="val2014", cocoid=73),
+    ]
+    return write(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
+
+
+def coco_captions(folder: Path, **changes: Any) -> Path:
+    content = {
+        "info": {},
+        "licenses": [],
+        "images": [
+            {"id": 42, "file_name": "COCO_val2014_000000000042.jpg", "coco_url": "http://x.org/val2014/COCO.jpg"},
+            {"id": 73, "file_name": "COCO_val2014_000000000073.jpg", "coco_url": "http://x.org/val2014/COCO.jpg"},
+        ],
+        "annotations": [
+            {"image_id": 73, "id": 1, "caption": "A sink."},
+            {"image_id": 42, "id": 2, "caption": "Shoes."},
+            {"image_id": 42, "id": 3, "caption": "A dog on shoes."},
+        ],
+        **changes,
+    }
+    return write(folder / "captions_val2014.json", content)
+
+
+def nocaps(folder: Path) -> Path:
+    images = [
+        {"id": 0, "file_name": "a.png", "open_images_id": "0013", "domain": "out-domain", "width": 8},
+        {"id": 1, "file_name": "b.png", "open_images_id": "0014", "domain": "in-domain", "width": 8},
+    ]
+    annotations = [{"image_id": n % 2, "id": n, "caption": f"caption {n}"} for n in range(20)]
+    return write(folder / "nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
+
+
+def lines(folder: Path, rows: list[Any], name: str = "captions.jsonl") -> Path:
+    return write(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def pixels(dataset: Any) -> list[int]:
+    return [row["image"].getpixel((0, 0))[0] // 40 for row in dataset]
+
+
+def test_karpathy_coco(folder: Path) -> None:
+    file = coco_karpathy(folder)
+    dataset = load_caption_data(file, "test", images=folder / "photos")
+    assert dataset.column_names == ["image", "image_id", "captions", "split"]
+    assert dataset.features["image"] == datasets.Image()
+    assert dataset[0]["image_id"] == "42" and dataset[0]["captions"] == ["A cat 0.", "Cat 0"]
+    assert pixels(dataset) == [0]
+    both = load_caption_data(file, "train+restval", images=folder / "photos")
+    assert both["image_id"][:] == ["9", "73"] and pixels(both) == [1, 2]
+    with pytest.raises(ValueError, match=r"dataset_coco.json has no split 'dev'; it has test, train, restval"):
+        load_caption_data(file, "dev", images=folder / "photos")
+
+
+def test_a_benchmark_by_name_finds_its_file_and_its_test_split(folder: Path) -> None:
+    coco_karpathy(folder)
+    dataset = load_caption_data("coco-karpathy", images=folder / "photos")
+    assert dataset["image_id"][:] == ["42"]
+    with pytest.raises(
+        FileNotFoundError, match=r"Flickr30k \(Karpathy\) needs dataset_flickr30k.json: get it from https"
+    ):
+        load_caption_data("flickr30k", images=folder / "photos")
+    nocaps(folder)
+    assert len(load_caption_data("nocaps", "val", annotations=folder, images=folder / "photos")) == 2
+
+
+def test_coco_2014_names_are_found_among_the_photos_of_2017(folder: Path) -> None:
+    file = coco_karpathy(folder)
+    (folder / "photos" / "val2017").mkdir()
+    (folder / "photos" / "val2014" / "COCO_val2014_000000000042.jpg").rename(
+        folder / "photos" / "val2017" / "000000000042.jpg"
+    )
+    assert pixels(load_caption_data(file, "test", images=folder / "photos")) == [0]
+
+
+def test_karpathy_flickr30k_has_ids_from_file_names(folder: Path) -> None:
+    write(folder / "dataset_flickr30k.json", {"images": [karpathy_image("1000092795.jpg", "test", 0)]})
+    dataset = load_caption_data("flickr30k", images=folder / "photos")
+    assert dataset["image_id"][:] == ["1000092795"] and pixels(dataset) == [3]
+
+
+def test_coco_captions(folder: Path) -> None:
+    dataset = load_caption_data(coco_captions(folder), images=folder / "photos")
+    assert dataset["image_id"][:] == ["42", "73"]
+    assert dataset["captions"][:] == [["Shoes.", "A dog on shoes."], ["A sink."]]
+    assert pixels(dataset) == [0, 2]  # in the sub-folder that `coco_url` names
+    assert len(load_caption_data(folder / "captions_val2014.json", "val2014", images=folder / "photos")) == 2
+
+
+def test_nocaps_has_domains(folder: Path) -> None:
+    dataset = load_caption_data(nocaps(folder), "validation", images=folder / "photos")
+    assert dataset["domain"][:] == ["out-domain", "in-domain"]
+    assert [len(captions) for captions in dataset["captions"]] == [10, 10]
+    with pytest.raises(ValueError, match="have a `domain`; these have none"):
+        load_caption_data(coco_captions(folder), format="nocaps", images=folder / "photos")
+
+
+def test_whoops_from_its_table_and_from_a_dataset_like_the_hub_s(folder: Path) -> None:
+    file = folder / "whoops_dataset.csv"
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["image_id", "selected_caption", "crowd_captions", "commonsense_category"])
+        writer.writerow(["a", "a caption", json.dumps(["odd, one", "odd two"]), "Deviation"])
+        writer.writerow(["b", "b caption", "['even one', \"even two\"]", "Cultural"])
+    dataset = load_caption_data("whoops", annotations=file, images=folder / "photos")
+    assert dataset["image_id"][:] == ["a", "b"] and pixels(dataset) == [4, 5]
+    assert dataset["captions"][:] == [["odd, one", "odd two"], ["even one", "even two"]]
+    assert dataset["commonsense_category"][:] == ["Deviation", "Cultural"]
+
+    rows = {
+        "image": [str(folder / "photos" / "a.png"), str(folder / "photos" / "b.png")],
+        "image_id": ["a", "b"],
+        "selected_caption": ["one", "two"],
+        "crowd_captions": [["odd one"], ["even one"]],
+    }
+    hub = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    (folder / "hub").mkdir()
+    hub.to_parquet(folder / "hub" / "test-00000-of-00001.parquet")
+    like_hub = load_caption_data(folder / "hub", "test", format="whoops")
+    assert like_hub["captions"][:] == [["odd one"], ["even one"]] and pixels(like_hub) == [4, 5]
+
+
+def test_jsonl(folder: Path) -> None:
+    rows = [
+        {"image": "photos/a.png", "captions": ["one", "two"], "source": "x"},
+        {"image": "photos/b.png", "captions": ["three"], "source": 3},
+    ]
+    dataset = load_caption_data(lines(folder, rows))
+    assert dataset["image_id"][:] == ["photos/a.png", "photos/b.png"]
+    assert dataset["captions"][:] == [["one", "two"], ["three"]] and dataset["source"][:] == ["x", "3"]
+    (folder / "captions.jsonl").rename(folder / "list.json")
+    write(folder / "list.json", rows)  # a JSON list
+    assert load_caption_data(folder / "list.json")["captions"][:] == dataset["captions"][:]
+
+
+def test_captions_in_rows_of_their_own_come_together(folder: Path) -> None:
+    text = 'image,caption\na.png,One cat\na.png,"A cat, grey"\nb.png,Two\n'
+    dataset = load_caption_data(write(folder / "captions.txt", text), images=folder / "photos")
+    assert dataset["captions"][:] == [["One cat", "A cat, grey"], ["Two"]]
+    flickr = "image_name| comment_number| comment\na.png| 0| One .\na.png| 1| Two .\n"
+    dataset = load_caption_data(write(folder / "results.csv", flickr), images=folder / "photos")
+    assert dataset["image_id"][:] == ["a.png"] and dataset["captions"][:] == [["One .", "Two ."]]
+
+
+@pytest.mark.parametrize("format", [None, "imagefolder"])
+def test_image_folder_with_metadata(folder: Path, format: str | None) -> None:
+    for split, names in {"train": ["a"], "test": ["b"]}.items():
+        (folder / "set" / split).mkdir(parents=True)
+        for name in names:
+            (folder / "photos" / f"{name}.png").rename(folder / "set" / split / f"{name}.png")
+        rows = [{"file_name": f"{name}.png", "caption": f"caption {name}"} for name in names]
+        lines(folder / "set" / split, rows, "metadata.jsonl")
+    dataset = load_caption_data(folder / "set", "test", format=format)
+    assert dataset["captions"][:] == [["caption b"]] and pixels(dataset) == [5]
+
+
+def parquet(folder: Path, name: str = "validation.parquet", **columns: Any) -> Path:
+    table = {"image": [str(folder / "photos" / "a.png"), str(folder / "photos" / "b.png")], **columns}
+    data = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+    data.to_parquet(folder / name)
+    return folder / name
+
+
+def test_parquet_keeps_photos_and_other_columns(folder: Path) -> None:
+    file = parquet(folder, captions=[["x", "y"], ["z"]], image_id=["p", "q"], source=["s", "t"])
+    dataset = load_caption_data(file, split="validation")
+    assert dataset.column_names == ["image", "source", "image_id", "captions"]
+    assert dataset["captions"][:] == [["x", "y"], ["z"]] and pixels(dataset) == [4, 5]
+    stream = load_caption_data(file, streaming=True)
+    assert isinstance(stream, datasets.IterableDataset)
+    assert [(row["image_id"], row["captions"], row["source"]) for row in stream] == [
+        ("p", ["x", "y"], "s"),
+        ("q", ["z"], "t"),
+    ]
+    assert pixels(stream) == [4, 5]
+
+
+def test_columns_of_other_names_and_a_column_of_splits(folder: Path) -> None:
+    file = parquet(
+        folder, name="data.parquet", title=["x", "y"], key=[1.0, 2.0], split=["train", "test"], kind=["k", "l"]
+    )
+    dataset = load_caption_data(file, "test", caption_column="title", id_column="key", domain_column="kind")
+    assert dataset[0] | {"image": None} == {
+        "image": None, "split": "test", "image_id": "2", "captions": ["y"], "domain": "l",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"no column 'titel' \(`caption_column`\); the columns are image, title"):
+        load_caption_data(file, caption_column="titel")
+
+
+def test_a_dataset_that_was_saved_to_disk(folder: Path) -> None:
+    data = load_caption_data(parquet(folder, captions=[["x"], ["y"]], image_id=["p", "q"]))
+    datasets.DatasetDict({"test": data}).save_to_disk(folder / "saved")
+    loaded = load_caption_data(folder / "saved", "test")
+    assert loaded["captions"][:] == [["x"], ["y"]] and pixels(loaded) == [4, 5]
+
+
+def test_a_test_set_without_references(folder: Path) -> None:
+    file = coco_captions(folder, annotations=[])
+    assert load_caption_data(file, images=folder / "photos")["captions"][:] == [[], []]
+    with pytest.raises(ValueError, match="2 of 2 image ids have no captions: 42, 73"):
+        load_caption_data(file, images=folder / "photos", require_captions=True)
+
+
+def test_photos_that_are_missing_are_named_or_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = lines(folder, [{"image": "a.png", "caption": "x"}, {"image": "lost.png", "caption": "y"}])
+    with pytest.raises(FileNotFoundError, match=r"captions.jsonl, line 2: there is no photo lost.png in .*photos"):
+        load_caption_data(file, images=folder / "photos")
+    kept = load_caption_data(file, images=folder / "photos", on_error="skip")
+    assert kept["image_id"][:] == ["a.png"]
+    table = datasets.Dataset.from_dict({"file_name": ["a.png", "lost.png"], "caption": ["x", "y"]})
+    table.to_parquet(folder / "names.parquet")
+    with pytest.raises(FileNotFoundError, match=r"names.parquet, row 1: there is no photo lost.png"):
+        load_caption_data(folder / "names.parquet", images=folder / "photos")
+    kept = load_caption_data(folder / "names.parquet", images=folder / "photos", on_error="skip")
+    assert kept["captions"][:] == [["x"]] and pixels(kept) == [4]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"image": "a.png", "captions": ["x"]}, {"image": "b.png", "captions": []}], "1 of 2 image ids have no"),
+        ([{"image": "a.png", "captions": ["x"]}, {"image": "b.png"}], "1 of 2 image ids have no captions: b.png"),
+        ([{"image": "a.png", "captions": ["x", " "]}], r"line 1: captions\[1\] is empty"),
+        ([{"image": "a.png", "captions": ["x", float("nan")]}], r"line 1: captions\[1\] is NaN"),
+        ([{"image": "a.png", "caption": float("nan")}], "line 1: the caption is NaN"),
+        ([{"image": "a.png", "caption": 3}], "line 1: a caption must be text, got 3"),
+        ([{"image": "a.png", "image_id": float("nan"), "caption": "x"}], "line 1: the image id is nan"),
+        (
+            [{"image": f"{n}.png", "image_id": 7, "caption": "x"} for n in "ab"],
+            "line 2: the image id '7' stands twice, first at .*line 1",
+        ),
+        ([{"image": "a.png", "captions": ["x"]}] * 2, "line 2: the image id 'a.png' stands twice"),
+        ([{"photograph": "a.png", "caption": "x"}] * 2, "no column that names photos; the columns are photograph"),
+        ([{"image": None, "caption": "x"}], "line 1: 'image' must name a photo, got None"),
+        ([["a.png", "x"]] * 2, "line 1: expected an object, got list"),
+    ],
+)  # fmt: skip
+def test_bad_rows(folder: Path, rows: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_caption_data(lines(folder, rows, "rows.jsonl"), images=folder / "photos")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"annotations": [{"image_id": 5, "id": 1, "caption": "x"}]},
+            "captions of 1 image ids that `images` does not",
+        ),
+        ({"annotations": [{"image_id": 42, "id": 1, "bbox": [0]}]}, "this is no caption file"),
+        ({"annotations": [{"image_id": 42, "id": 1, "caption": "x"}]}, "1 of 2 image ids have no captions: 73"),
+        ({"images": [{"id": 42, "file_name": "a.png"}] * 2}, "the image id 42 stands twice"),
+    ],
+)
+def test_bad_coco_files(folder: Path, changes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_caption_data(coco_captions(folder, **changes), images=folder / "photos")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("just words\n", "in no format that is known"),
+        ("", "in no format that is known"),
+        ('{"images": ', "not valid JSON"),
+        ('{"annotations": []}', "JSON without `images`"),
+        ('{"images": []}', "lists no photos"),
+        ("image,caption\na.png\n", "line 2: the row has another number of columns"),
+    ],
+)
+def test_unknown_and_broken_files(folder: Path, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_caption_data(write(folder / "data.txt", content), images=folder / "photos")
+
+
+def test_bad_columns_of_datasets(folder: Path) -> None:
+    file = parquet(folder, captions=[["x"], ["y"]], image_id=["p", "p"])
+    with pytest.raises(ValueError, match=r"row 1: the image id 'p' stands twice"):
+        load_caption_data(file)
+    with pytest.raises(ValueError, match=r"row 1: the image id 'p' stands twice"):
+        load_caption_data(parquet(folder, name="c.parquet", caption=["x", "y"], image_id=["p", "p"]))
+    with pytest.raises(ValueError, match=r"row 0: the image id is nan"):
+        load_caption_data(parquet(folder, name="d.parquet", caption=["x", "y"], image_id=[float("nan"), 1.0]))
+
+
+def test_bad_arguments(folder: Path) -> None:
+    with pytest.raises(ValueError, match=f"Unknown format 'voc'; the formats are {', '.join(FORMATS)}"):
+        load_caption_data(folder, format="voc")
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*nothing.json"):
+        load_caption_data(folder / "nothing.json")
+    with pytest.raises(ValueError, match="does not say which split a photo is of; leave out the split 'test'"):
+        load_caption_data(lines(folder, [{"image": "a.png", "caption": "x"}]), "test", images=folder / "photos")
+    with pytest.raises(ValueError, match="`annotations` goes with a benchmark's name"):
+        load_caption_data(folder, annotations="x.json")
