@@ -137,10 +137,11 @@ def standardize(
     result = result.remove_columns([name for name in result.column_names if name in ours | set(texts.values())])
     result = result.rename_column(image_column, "image") if image_column != "image" else result
     result = result.cast_column("image", datasets.Image())
-    result = result.add_column("image_id", image_ids).add_column("captions", captions)
+    result = result.add_column("image_id", image_ids)
+    result = result.add_column("captions", captions, feature=datasets.List(datasets.Value("string")))
     if "domain" in values:
         result = result.add_column("domain", [read_domain(values["domain"][row], places[row]) for row in rows])
-    return result.cast_column("captions", datasets.List(datasets.Value("string")))
+    return result
 
 
 def _holds_names(feature: Any) -> bool:

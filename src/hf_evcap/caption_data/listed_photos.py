@@ -80,8 +80,9 @@ def dataset_of_listing(
     for name in names:
         if name not in used:
             table[name] = _plain_column([rows[row].get(name) for row in firsts])
-    dataset = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
-    return dataset.cast_column("captions", datasets.List(datasets.Value("string")))
+    dataset = datasets.Dataset.from_dict({name: values for name, values in table.items() if name != "captions"})
+    dataset = dataset.add_column("captions", captions, feature=datasets.List(datasets.Value("string")))
+    return dataset.select_columns(list(table)).cast_column("image", datasets.Image())
 
 
 def _photo_names(row: dict[str, Any], image_column: str | None, id_column: str | None, place: str) -> list[str]:
