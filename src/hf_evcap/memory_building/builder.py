@@ -1,11 +1,11 @@
-"""Builds a memory shard by shard: interrupted, it goes on where it was; many processes give what one would give."""
+"""Builds memories and datastores shard by shard: interrupted, a build goes on where it was."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,8 @@ class BuildReport:
     What a build did.
 
     Args:
-        rows, photos (`int`): Rows of the memory and photos that they come from.
-        skipped (`dict[int, str]`): Numbers of photos that could not be used, and why.
+        rows, photos (`int`): Rows of the store and photos (or captions) that they come from.
+        skipped (`dict[int, str]`): Numbers of photos (or captions) that could not be used, and why.
         shards, resumed (`int`): Shards of the build, and how many of them an earlier run had made.
     """
 
@@ -45,6 +45,95 @@ class BuildReport:
     skipped: dict[int, str] = field(default_factory=dict)
     shards: int = 0
     resumed: int = 0
+
+
+@dataclass
+class EncodedRows:
+    """
+    Rows of a batch.
+
+    Args:
+        texts (`list[str]`), keys (`np.ndarray` of shape `(rows, dim)`): Of each row.
+        columns (`dict[str, list]`): Further columns.
+        skipped (`dict[int, str]`): Numbers of items that could not be used, and why.
+    """
+
+    texts: list[str]
+    keys: np.ndarray
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    skipped: dict[int, str] = field(default_factory=dict)
+
+
+def build_store(
+    store_class: Any,
+    items: int,
+    encode: Callable[[range], EncodedRows],
+    save_directory: str | os.PathLike,
+    *,
+    dim: int,
+    settings: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    batch_size: int,
+    shard_size: int,
+    restart: bool = False,
+    dtype: str = "float32",
+    unit: str = "photo",
+) -> BuildReport | None:
+    """
+    Encodes items into a store's folder.
+
+    Finished shards are kept beside the folder until the store is complete, so a build that was killed goes on from
+    there. An item always shares its batch with the same others, so an interrupted build, or one that
+    `accelerate launch` spread over processes, gives the same store to the bit on the same kind of machine.
+
+    Args:
+        store_class: [`VisualNameMemory`] or [`CaptionDatastore`].
+        items (`int`): How many there are.
+        encode (`Callable`): Gives the rows of the items of a batch, by their numbers.
+        save_directory (`str` or `os.PathLike`): Folder of the store; written when everything is encoded.
+        dim (`int`): Dimension of the keys.
+        settings (`Mapping`): The store's settings, as its constructor takes them.
+        plan (`Mapping`): What else the rows depend on. Shards of another plan are refused.
+        batch_size, shard_size (`int`): Items encoded at once, and those after which progress is kept.
+        restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run made.
+        dtype (`str`, *optional*, defaults to `"float32"`): Precision of the kept keys.
+        unit (`str`, *optional*, defaults to `"photo"`): What the progress bar counts.
+
+    Returns:
+        [`BuildReport`] in the main process, `None` in the others.
+
+    Raises:
+        ValueError: An unfinished build of another plan lies beside the folder.
+    """
+    work = Path(f"{Path(save_directory)}.building")
+    fingerprints = {name: settings.get(name) for name in ("encoder_fingerprint", "query_tokens_hash")}
+    sizes = {"batch_size": batch_size, "shard_size": shard_size}
+    shards = ResumableShards(work, {**plan, **fingerprints, **sizes}, items, shard_size, restart=restart)
+    processes = shards.processes
+    with tqdm(
+        total=min(items, len(shards.mine) * shard_size),
+        initial=(len(shards.mine) - len(shards.missing)) * shard_size,
+        unit=unit,
+        disable=not processes.is_main_process or not logging.is_progress_bar_enabled(),
+    ) as progress:
+        for shard in shards.missing:
+            store, skipped, numbers = store_class.empty(dim), {}, shards.items_of(shard)
+            for start in range(numbers.start, numbers.stop, batch_size):
+                batch = range(start, min(start + batch_size, numbers.stop))
+                rows = encode(batch)
+                skipped.update(rows.skipped)
+                if rows.texts:
+                    store.add(rows.texts, rows.keys, **rows.columns)
+                progress.update(len(batch))
+            metadata = {"skipped": json.dumps({str(number): reason for number, reason in skipped.items()})}
+            shards.write(shard, partial(pq.write_table, store.table.replace_schema_metadata(metadata)))
+    processes.wait_for_everyone()
+    if not processes.is_main_process:
+        return None
+    report = _merge(store_class, shards.files, work, save_directory, dtype, dim, settings)
+    report.photos, report.shards, report.resumed = items, len(shards.files), shards.resumed
+    shutil.rmtree(work)
+    return report
 
 
 def build_memory(
@@ -60,13 +149,10 @@ def build_memory(
     index_factory: str | None = None,
     dtype: str = "float32",
     licenses: Mapping[str, str] | None = None,
+    store_class: Any = VisualNameMemory,
 ) -> BuildReport | None:
     """
-    Encodes named photos into a memory folder.
-
-    Finished shards are kept beside the folder until the memory is complete, so a build that was killed goes on from
-    there. A photo always shares its batch with the same others, so an interrupted build, or one that
-    `accelerate launch` spread over processes, gives the same memory to the bit on the same kind of machine.
+    Encodes photos into the folder of a memory, or of a datastore that is keyed by photos; see [`build_store`].
 
     Args:
         model ([`EVCapForConditionalGeneration`]), processor ([`EVCapProcessor`]): Encode the photos.
@@ -77,6 +163,7 @@ def build_memory(
         on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out photos that cannot be read.
         restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run made.
         index_factory, dtype, licenses: As in [`VisualNameMemory`].
+        store_class (*optional*): [`CaptionDatastore`] where the photos' names are captions.
 
     Returns:
         [`BuildReport`] in the main process, `None` in the others.
@@ -84,85 +171,62 @@ def build_memory(
     Raises:
         ValueError: An unfinished build of other photos, or by another encoder, lies beside the folder.
     """
-    work = Path(f"{Path(save_directory)}.building")
-    plan = {
-        "photos": len(photos),
-        "listing": photos.identity,
-        "encoder_fingerprint": model.encoder_fingerprint,
-        "query_tokens_hash": model.query_tokens_hash,
-        "batch_size": batch_size,
-        "shard_size": shard_size,
-        "on_error": on_error,
-    }
-    shards = ResumableShards(work, plan, len(photos), shard_size, restart=restart)
-    processes = shards.processes
-    with tqdm(
-        total=min(len(photos), len(shards.mine) * shard_size),
-        initial=(len(shards.mine) - len(shards.missing)) * shard_size,
-        unit="photo",
-        disable=not processes.is_main_process or not logging.is_progress_bar_enabled(),
-    ) as progress:
-        for shard in shards.missing:
-            memory, skipped = _encode(model, processor, photos, shards.items_of(shard), batch_size, on_error, progress)
-            metadata = {"skipped": json.dumps({str(number): reason for number, reason in skipped.items()})}
-            table = memory.table.replace_schema_metadata(metadata)
-            shards.write(shard, partial(pq.write_table, table))
-    processes.wait_for_everyone()
-    if not processes.is_main_process:
-        return None
-    settings = {
-        "encoder_fingerprint": model.encoder_fingerprint,
-        "query_tokens_hash": model.query_tokens_hash,
-        "index_factory": index_factory,
-        "licenses": {**photos.licenses, **(licenses or {})},
-    }
-    report = _merge(shards.files, work, save_directory, dtype, model.memory_key_size, settings)
-    report.photos, report.shards, report.resumed = len(photos), len(shards.files), shards.resumed
-    shutil.rmtree(work)
-    return report
+
+    def encode(numbers: range) -> EncodedRows:
+        return _encode_photos(model, processor, photos, numbers, on_error)
+
+    return build_store(
+        store_class,
+        len(photos),
+        encode,
+        save_directory,
+        dim=model.memory_key_size,
+        settings={
+            "encoder_fingerprint": model.encoder_fingerprint,
+            "query_tokens_hash": model.query_tokens_hash,
+            "index_factory": index_factory,
+            "licenses": {**photos.licenses, **(licenses or {})},
+        },
+        plan={"photos": len(photos), "listing": photos.identity, "on_error": on_error},
+        batch_size=batch_size,
+        shard_size=shard_size,
+        restart=restart,
+        dtype=dtype,
+    )
 
 
-def _encode(
-    model: Any,
-    processor: Any,
-    photos: NamedPhotos,
-    numbers: range,
-    batch_size: int,
-    on_error: str,
-    progress: Any,
-) -> tuple[VisualNameMemory, dict[int, str]]:
-    """Encodes the photos of one shard."""
-    memory = VisualNameMemory.empty(model.memory_key_size)
-    skipped: dict[int, str] = {}
-    for start in range(numbers.start, numbers.stop, batch_size):
-        batch = range(start, min(start + batch_size, numbers.stop))
-        rows, loaded = [], []
-        for number in batch:
-            try:
-                row = photos[number]
-                image = row["image"]
-                loaded.append(load_photo(image() if callable(image) else image))
-                rows.append(row)
-            except (OSError, ValueError, TypeError) as error:
-                if on_error != "skip":
-                    raise ValueError(f"Photo {number} cannot be used: {error}") from error
-                logger.warning(f"Skipped photo {number}: {error}")
-                skipped[number] = str(error)
-        if loaded:
-            keys, _ = encode_photos(model, processor, loaded, "raise", start)
-            places = [place for place, row in enumerate(rows) for _ in row["names"]]
-            columns = sorted({column for row in rows for column in row} - {"image", "names"})
-            memory.add(
-                [name for row in rows for name in row["names"]],
-                keys[places],
-                **{column: [rows[place].get(column) for place in places] for column in columns},
-            )
-        progress.update(len(batch))
-    return memory, skipped
+def _encode_photos(model: Any, processor: Any, photos: NamedPhotos, numbers: range, on_error: str) -> EncodedRows:
+    """Encodes a batch of photos; each gives a row for every name, with the same key."""
+    rows, loaded, skipped = [], [], {}
+    for number in numbers:
+        try:
+            row = photos[number]
+            image = row["image"]
+            loaded.append(load_photo(image() if callable(image) else image))
+            rows.append(row)
+        except (OSError, ValueError, TypeError) as error:
+            if on_error != "skip":
+                raise ValueError(f"Photo {number} cannot be used: {error}") from error
+            logger.warning(f"Skipped photo {number}: {error}")
+            skipped[number] = str(error)
+    if not loaded:
+        return EncodedRows([], np.zeros((0, model.memory_key_size), np.float32), skipped=skipped)
+    keys, _ = encode_photos(model, processor, loaded, "raise", numbers.start)
+    places = [place for place, row in enumerate(rows) for _ in row["names"]]
+    names = [name for row in rows for name in row["names"]]
+    further = sorted({column for row in rows for column in row} - {"image", "names"})
+    columns = {column: [rows[place].get(column) for place in places] for column in further}
+    return EncodedRows(names, keys[places], columns, skipped)
 
 
 def _merge(
-    parts: list[Path], work: Path, target: str | os.PathLike, dtype: str, dim: int, settings: dict[str, Any]
+    store_class: Any,
+    parts: list[Path],
+    work: Path,
+    target: str | os.PathLike,
+    dtype: str,
+    dim: int,
+    settings: Mapping[str, Any],
 ) -> BuildReport:
     """Puts the shards together in order. Keys pass through a file, so memory use does not grow with their number."""
     report = BuildReport()
@@ -170,9 +234,11 @@ def _merge(
     for part in parts:
         skipped = json.loads((pq.read_schema(part).metadata or {}).get(b"skipped", b"{}"))
         report.skipped.update({int(number): reason for number, reason in skipped.items()})
-        tables.append(read_columns([part], "name"))
+        tables.append(read_columns([part], store_class.text_column))
     columns = (
-        pa.concat_tables(tables, promote_options="default").combine_chunks() if tables else pa.table({"name": []})
+        pa.concat_tables(tables, promote_options="default").combine_chunks()
+        if tables
+        else pa.table({store_class.text_column: pa.array([], pa.string())})
     )
     report.rows = len(columns)
     kind = np.dtype(dtype)
@@ -185,9 +251,8 @@ def _merge(
             for group in range(opened.num_row_groups):
                 for chunk in opened.read_row_group(group, columns=["key"])["key"].iterchunks():
                     buffer.append(chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim).astype(kind))
-    memory = VisualNameMemory.assemble(columns, KeyRows(buffer, buffer.used), **settings)
-    memory.save_pretrained(target)
+    store_class.assemble(columns, KeyRows(buffer, buffer.used), **settings).save_pretrained(target)
     return report
 
 
-__all__ = ["BuildReport", "build_memory"]
+__all__ = ["BuildReport", "EncodedRows", "build_memory", "build_store"]
