@@ -81,7 +81,7 @@ def hash_photo(photo: Image.Image) -> str:
     The same photo as a file, in a dataset or opened has the same hash; one that was resized or compressed anew has
     another.
     """
-    photo = photo if photo.mode == "RGB" else to_rgb(photo)
+    photo = to_rgb(photo)
     return hashlib.sha256(f"{photo.width}x{photo.height}".encode() + photo.tobytes()).hexdigest()
 
 
@@ -142,4 +142,4 @@ def as_list(images: Any) -> list[Any]:
     return list(images) if batch or several else [images]
 
 
-__all__ = ["as_list", "load_photo", "to_rgb"]
+__all__ = ["as_list", "hash_photo", "load_photo", "to_rgb"]
