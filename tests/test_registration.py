@@ -21,7 +21,7 @@ assert CONFIG_MAPPING["evcap"] is hf_evcap.EVCapConfig, CONFIG_MAPPING["evcap"]
 model_class = AutoModelForImageTextToText._model_mapping[hf_evcap.EVCapConfig]
 assert model_class is hf_evcap.EVCapForConditionalGeneration, model_class
 task = PIPELINE_REGISTRY.supported_tasks["image-text-to-text"]["impl"]
-assert task is hf_evcap.EVCapPipeline, task
+assert task is hf_evcap.CaptioningPipeline, task
 """
 
 ORDERS = {

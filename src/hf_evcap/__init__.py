@@ -15,9 +15,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CaptionDatastore": "datastore_smallcap",
     "ClipEncoder": "clip_encoder",
+    "CaptioningPipeline": "pipeline_captioning",
     "EVCapConfig": "configuration_evcap",
     "EVCapForConditionalGeneration": "modeling_evcap",
-    "EVCapPipeline": "pipeline_evcap",
     "EVCapProcessor": "processing_evcap",
     "EfficientNetLiteConfig": "configuration_efficientnet_lite",
     "EfficientNetLiteModel": "modeling_efficientnet_lite",
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .metrics import metric_path as metric_path
     from .modeling_efficientnet_lite import EfficientNetLiteModel as EfficientNetLiteModel
     from .modeling_evcap import EVCapForConditionalGeneration as EVCapForConditionalGeneration
-    from .pipeline_evcap import EVCapPipeline as EVCapPipeline
+    from .pipeline_captioning import CaptioningPipeline as CaptioningPipeline
     from .processing_evcap import EVCapProcessor as EVCapProcessor
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerEncoder, Blip2QFormerModel, Blip2VisionModel
 from transformers.utils import ModelOutput, logging
 
+from .caption_generation import CaptionGenerationMixin
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_evcap import EVCapConfig
 from .memory_evcap import VisualNameMemory
 from .memory_layers import MemoryLayers
 from .modeling_efficientnet_lite import EfficientNetLiteModel
 from .modeling_retrieval import RetrievalPreTrainedModel, hash_tensors
-from .photo_loading import load_photo
 from .retrieval_evcap import EVCapRetrievedNames, NameRetriever, NameTokens, normalize_name
 from .retrieval_layers import Retrievers
 from .vision_space_evcap import EVCapVisionSpace
@@ -172,6 +171,9 @@ class EVCapPreTrainedModel(RetrievalPreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
 
     memory_class = VisualNameMemory
+    retrieved_field = "retrieved_names"
+    rebuild_hint = "Rebuild the memory with this model: `VisualNameMemory.from_images(model, processor, dataset)`."
+    retrieval_arguments = ("memory", "name_column")
     trainable_parts = {
         "paper": ("query_tokens", "name_query_tokens", "language_projection"),
         "fusion": ("query_tokens", "name_query_tokens", "language_projection", "fusion_qformer"),
@@ -191,7 +193,7 @@ class EVCapPreTrainedModel(RetrievalPreTrainedModel):
             nn.init.normal_(module.name_query_tokens, std=std)
 
 
-class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
+class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel):
     r"""
     EVCap (CVPR 2024, arXiv 2311.15879). The stages are methods, in the order in which the data flows:
     [`get_image_features`], [`retrieve_names`], [`fuse_names`], [`project`], [`generate`].
@@ -217,7 +219,7 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
         self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
         if config.retrieval_space == "vision":
-            self.vision_space = EVCapVisionSpace(config)
+            self.vision_space = EVCapVisionSpace(config.retrieval_options, config.qformer_config.encoder_hidden_size)
         self.name_query_tokens = nn.Parameter(
             torch.zeros(1, config.num_name_query_tokens, config.fusion_qformer_config.hidden_size)
         )
@@ -230,18 +232,6 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         self._memory: VisualNameMemory | MemoryLayers | None = None
         self._retrievers: Retrievers | None = None
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.language_model.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.language_model.set_output_embeddings(new_embeddings)
 
     # Stage 1: encode
 
@@ -290,26 +280,12 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         queries = self.get_image_features(pixel_values).retrieval_queries
         return queries[:, 0] if self.config.retrieval_space == "vision" else queries.mean(dim=1)
 
-    @torch.no_grad()
-    def encode_memory_keys(self, processor: Any, images: list[Any]) -> torch.Tensor:
-        """Prepares photos (paths, URLs, PIL images) with the processor and gives their memory keys, on the CPU."""
-        photos = [load_photo(image) for image in images]
-        pixel_values = processor.image_processor(photos, return_tensors="pt")["pixel_values"]
-        return self.get_memory_keys(pixel_values).float().cpu()
-
     @property
     def query_tokens_hash(self) -> str:
         """`str`: Hash of the image queries, which the paper trains on after the memory was built."""
         return hash_tensors({"query_tokens": self.query_tokens})
 
     # Stage 2: retrieve
-
-    @classmethod
-    def pipeline_class(cls) -> type:
-        """[`EVCapPipeline`], which is copied into a saved repo."""
-        from .pipeline_evcap import EVCapPipeline
-
-        return EVCapPipeline
 
     @property
     def memory(self) -> VisualNameMemory | MemoryLayers | None:
@@ -344,20 +320,6 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         self.name_tokenizer = name_tokenizer
         self._memory = memory
         self._retrievers = Retrievers(name_tokenizer, self.config.max_name_length)
-
-    def check_memory(self, memory: VisualNameMemory) -> None:
-        """Raises `ValueError` if the memory's keys cannot be compared with this model's queries."""
-        if memory.dim != self.memory_key_size:
-            raise ValueError(
-                f"The memory's keys have dimension {memory.dim}, this model's queries {self.memory_key_size}. "
-                "Rebuild the memory with this model: `VisualNameMemory.from_images(model, processor, dataset)`."
-            )
-        if memory.encoder_fingerprint is not None and memory.encoder_fingerprint != self.encoder_fingerprint:
-            raise ValueError(
-                f"The memory was built by the encoder {memory.encoder_fingerprint[:12]}, this model's encoder is "
-                f"{self.encoder_fingerprint[:12]}: their vectors cannot be compared. Use the model that built the "
-                "memory, or rebuild it with this one: `VisualNameMemory.from_images(model, processor, dataset)`."
-            )
 
     @property
     def retriever(self) -> NameRetriever | None:
@@ -480,6 +442,18 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         fused = self.fuse_names(features.query_output, retrieved.input_ids, retrieved.attention_mask)
         return EVCapEncodedImages(self.project(features.query_output, fused), retrieved)
 
+    def describe_retrieved(self, encoded: EVCapEncodedImages) -> list[list[dict[str, Any]]]:
+        """The names of each photo with their scores, as plain Python values."""
+        names = encoded.names
+        found: list[list[dict[str, Any]]] = [
+            [{"name": name, "score": round(score, 4)} for name, score in zip(photo, scores, strict=False)]
+            for photo, scores in zip(names.names, names.scores.tolist(), strict=True)
+        ]
+        for photo, labels in zip(found, names.memories or [], strict=False):
+            for name, label in zip(photo, labels, strict=True):
+                name["memory"] = label
+        return found
+
     # The language model
 
     def embed_prompt(self, input_ids: torch.LongTensor, prefix: torch.Tensor | None) -> torch.Tensor:
@@ -551,7 +525,7 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            **self._position_inputs(attention_mask, position_ids, inputs_embeds.shape[1]),
+            **self.position_inputs(attention_mask, position_ids, inputs_embeds.shape[1]),
             **kwargs,
         )
         loss = None
@@ -567,16 +541,6 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
             attentions=outputs.get("attentions"),
             names=encoded.names,
         )
-
-    def _position_inputs(
-        self, attention_mask: torch.Tensor | None, position_ids: torch.LongTensor | None, length: int
-    ) -> dict[str, torch.Tensor]:
-        """Positions that count from the first token that is not padding, for language models that take them."""
-        if "position_ids" not in inspect.signature(self.language_model.forward).parameters:
-            return {}
-        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        return {} if position_ids is None else {"position_ids": position_ids}
 
     @torch.no_grad()
     def generate(
@@ -621,38 +585,7 @@ class EVCapForConditionalGeneration(EVCapPreTrainedModel, GenerationMixin):
         inputs_embeds = self.embed_prompt(input_ids, encoded_images.prefix)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if "past_key_values" not in kwargs:
-            kwargs.update(self._shared_prefill(inputs_embeds, attention_mask, kwargs))
-        self.language_model.generation_config = self.generation_config
-        return self.language_model.generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
-
-    def _shared_prefill(
-        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, options: dict[str, Any]
-    ) -> dict[str, Cache]:
-        """Runs the prompt but for its last token once a photo and repeats the cache for the beams that share it."""
-        generation_config = options.get("generation_config") or self.generation_config
-
-        def option(name: str, default: Any) -> Any:
-            value = options[name] if options.get(name) is not None else getattr(generation_config, name, None)
-            return default if value is None else value
-
-        copies = max(option("num_beams", 1), option("num_return_sequences", 1))
-        plain = option("use_cache", True) and option("cache_implementation", None) in (None, "dynamic")
-        if copies == 1 or not plain or inputs_embeds.shape[1] < 2 or options.get("assistant_model") is not None:
-            return {}
-        cache = DynamicCache(config=self.config.get_text_config(decoder=True))
-        if not all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers):
-            return {}  # layers that keep a state instead of keys and values
-        mask = attention_mask[:, :-1]
-        self.language_model.base_model(
-            inputs_embeds=inputs_embeds[:, :-1],
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            **self._position_inputs(mask, None, mask.shape[1]),
-        )
-        cache.batch_repeat_interleave(copies)
-        return {"past_key_values": cache}
+        return self.write_captions(inputs_embeds, attention_mask, **kwargs)
 
 
 __all__ = ["EVCapForConditionalGeneration", "EVCapPreTrainedModel"]

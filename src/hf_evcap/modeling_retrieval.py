@@ -16,7 +16,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file, logging
 
 from .hub_upload import push_saved, take_hub_arguments
-from .memory_evcap import MANIFEST_NAME
+from .photo_loading import load_photo
+from .store_files import MANIFEST_NAME
 
 
 logger = logging.get_logger(__name__)
@@ -61,20 +62,22 @@ class RetrievalPreTrainedModel(PreTrainedModel):
 
     memory_class: Any = None
     memory_folder = "memory"
-    name_tokenizer_folder = "name_tokenizer"
+    tokenizer_attribute = "name_tokenizer"  # of the tokenizer that reads what is retrieved ...
+    tokenizer_folder = "name_tokenizer"  # ... and where in the repo it lies; the processor's lies in ""
+    retrieved_field = ""  # of the pipeline's answer: what was retrieved for a photo
+    rebuild_hint = ""  # how to make a memory that fits, for messages
+    retrieval_arguments: tuple[str, ...] = ("memory",)  # of `encode_images`, which a pipeline's call may give
     # Freezing policy -> what it trains: dotted segments of parameter names.
     trainable_parts: dict[str, tuple[str, ...]] = {}
     # Parts that LoRA adapters go to by default.
     lora_parts: tuple[str, ...] = ("language_model",)
-
-    name_tokenizer: Any = None
 
     @property
     def encoder_parts(self) -> tuple[str, ...]:
         """Names of the frozen parts whose weights decide what memory keys mean."""
         return ()
 
-    def set_memory(self, memory: Any, name_tokenizer: Any = None) -> None:
+    def set_memory(self, memory: Any) -> None:
         """Attaches a memory."""
         raise NotImplementedError(f"{type(self).__name__} does not take a memory.")
 
@@ -83,10 +86,43 @@ class RetrievalPreTrainedModel(PreTrainedModel):
         """The attached memory, or `None`."""
         return None
 
+    @property
+    def memory_key_size(self) -> int | None:
+        """`int` or `None`: Dimension of the keys of a memory for this model; `None` where any will do."""
+        return None
+
+    def check_memory(self, memory: Any) -> None:
+        """Raises `ValueError` if the memory's keys cannot be compared with this model's queries."""
+        word = self.memory_class.store_word
+        if self.memory_key_size not in (None, memory.dim):
+            raise ValueError(
+                f"The {word}'s keys have dimension {memory.dim}, this model's queries {self.memory_key_size}. "
+                f"{self.rebuild_hint}"
+            )
+        theirs, ours = memory.encoder_fingerprint, self.encoder_fingerprint
+        if None not in (theirs, ours) and theirs != ours:
+            raise ValueError(
+                f"The {word} was built by the encoder {theirs[:12]}, this model's encoder is {ours[:12]}: their "
+                f"vectors cannot be compared. Use the model that built the {word}. {self.rebuild_hint}"
+            )
+
+    def get_memory_keys(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What a memory stores for photos, of shape `(batch_size, memory_key_size)`."""
+        raise NotImplementedError(f"{type(self).__name__} makes no keys of photos.")
+
+    @torch.no_grad()
+    def encode_memory_keys(self, processor: Any, images: list[Any]) -> torch.Tensor:
+        """Prepares photos (paths, URLs, PIL images) with the processor and gives their memory keys, on the CPU."""
+        photos = [load_photo(image) for image in images]
+        pixel_values = processor.image_processor(photos, return_tensors="pt")["pixel_values"]
+        return self.get_memory_keys(pixel_values).float().cpu()
+
     @classmethod
     def pipeline_class(cls) -> type:
-        """The pipeline that a saved repo names in its config, for environments without hf_evcap."""
-        raise NotImplementedError(f"{cls.__name__} has no pipeline.")
+        """The pipeline that a saved repo names in its config and carries, for environments without hf_evcap."""
+        from .pipeline_captioning import CaptioningPipeline
+
+        return CaptioningPipeline
 
     # Loading and saving
 
@@ -115,14 +151,20 @@ class RetrievalPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is None:  # only a config and a state dict were given
             return loaded
         source = str(pretrained_model_name_or_path)
-        model._load_name_tokenizer(source, subfolder, hub)
+        if getattr(model, "_hf_peft_config_loaded", False) and not _has_file(
+            source, os.path.join(subfolder, "config.json"), hub
+        ):
+            source = next(iter(model.peft_config.values())).base_model_name_or_path  # a repo of adapters alone
+            hub.pop("revision", None)
+        model._load_tokenizer(source, subfolder, hub)
         model._load_memory(source, subfolder, memory, hub)
         return loaded
 
-    def _load_name_tokenizer(self, source: str, subfolder: str, hub: dict[str, Any]) -> None:
-        folder = os.path.join(subfolder, self.name_tokenizer_folder)
-        if _has_file(source, f"{folder}/tokenizer_config.json", hub):
-            self.name_tokenizer = AutoTokenizer.from_pretrained(source, subfolder=folder, **hub)
+    def _load_tokenizer(self, source: str, subfolder: str, hub: dict[str, Any]) -> None:
+        folder = os.path.join(subfolder, self.tokenizer_folder)
+        if _has_file(source, os.path.join(folder, "tokenizer_config.json"), hub):
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=folder, **hub)
+            setattr(self, self.tokenizer_attribute, tokenizer)
 
     def _load_memory(self, source: str, subfolder: str, memory: Any, hub: dict[str, Any]) -> None:
         download = {name: value for name, value in hub.items() if name not in ("force_download", "revision")}
@@ -148,8 +190,8 @@ class RetrievalPreTrainedModel(PreTrainedModel):
         self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         """
-        Saves weights, config, name tokenizer, code and memory. A memory that came unchanged from the Hub is named by
-        repo id and revision instead of copied.
+        Saves weights, config, the tokenizer of what is retrieved, code and memory. A memory that came unchanged from
+        the Hub is named by repo id and revision instead of copied.
 
         Args:
             save_directory (`str` or `os.PathLike`): Made if it does not exist.
@@ -166,7 +208,7 @@ class RetrievalPreTrainedModel(PreTrainedModel):
         unrecorded = self.config.encoder_fingerprint is None
         if self.encoder_parts and unrecorded:
             self.config.encoder_fingerprint = self.encoder_fingerprint
-        memory = self._memory_to_save()
+        memory = self._fitting_memory() if unrecorded else self.memory
         self.config.memory_reference = memory.hub_reference if memory is not None else None
         pipeline_class = self.pipeline_class()
         self.config.custom_pipelines = pipeline_entries(pipeline_class)
@@ -180,18 +222,19 @@ class RetrievalPreTrainedModel(PreTrainedModel):
             return
         folder = Path(save_directory)
         custom_object_save(pipeline_class, folder)
-        if self.name_tokenizer is not None:
-            self.name_tokenizer.save_pretrained(folder / self.name_tokenizer_folder)
+        tokenizer = getattr(self, self.tokenizer_attribute, None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder / self.tokenizer_folder)
         if memory is not None and self.config.memory_reference is None:
             memory.save_pretrained(folder / self.memory_folder)
         elif (folder / self.memory_folder / MANIFEST_NAME).is_file():
             shutil.rmtree(folder / self.memory_folder)  # of an earlier save; it would come back at loading
 
-    def _memory_to_save(self) -> Any:
+    def _fitting_memory(self) -> Any:
         """The memory, unless training has since changed the encoder that built it: no model could load it again."""
         memory = self.memory
-        if memory is None or not self.trains_encoder:
-            return memory
+        if memory is None:
+            return None
         try:
             for one in getattr(memory, "memories", {"": memory}).values():
                 self.check_memory(one)
@@ -256,16 +299,35 @@ class RetrievalPreTrainedModel(PreTrainedModel):
 
     # Identity of the frozen encoder
 
-    def check_memory(self, memory: Any) -> None:
-        """Raises `ValueError` if the memory does not fit this model."""
-
     @property
-    def encoder_fingerprint(self) -> str:
-        """`str`: Identity of the frozen parts that make memory keys; a memory of another encoder does not fit."""
-        if self.config.encoder_fingerprint is not None:
+    def encoder_fingerprint(self) -> str | None:
+        """
+        `str`: Identity of the frozen parts that make memory keys; a memory of another encoder does not fit. `None` for
+        a model whose queries are made elsewhere.
+        """
+        if self.config.encoder_fingerprint is not None or not self.encoder_parts:
             return self.config.encoder_fingerprint
         state = self.state_dict()
         return hash_tensors({name: state[name] for name in state if name.split(".")[0] in self.encoder_parts})
+
+    # The vision encoder
+
+    def get_vision_hidden_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Runs the vision encoder alone. Frozen, it gives the same for a photo in every epoch: see `hf-evcap
+        cache-features`.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): From the processor.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`.
+        """
+        pixel_values = pixel_values.to(self.vision_model.device, self.vision_model.dtype)
+        hidden_states = self.vision_model(pixel_values=pixel_values).last_hidden_state
+        if hidden_states.ndim == 4:  # a convolutional tower's (batch, width, rows, columns)
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        return hidden_states
 
     # Freezing
 

@@ -36,7 +36,7 @@ def register() -> None:
 
     from .configuration_evcap import EVCapConfig
     from .modeling_evcap import EVCapForConditionalGeneration
-    from .pipeline_evcap import EVCapPipeline
+    from .pipeline_captioning import CaptioningPipeline
     from .processing_evcap import EVCapProcessor
 
     AutoConfig.register(EVCapConfig.model_type, EVCapConfig, exist_ok=True)
@@ -53,7 +53,7 @@ def register() -> None:
         redirect_logger.addFilter(_RepairRedirectWarning())
 
     # Newer transformers 5 turn "image-to-text" into "image-text-to-text" before they ask the registry, older ones do
-    # not know it. EVCapPipeline does for other models what the stock class does, so the warning about overwriting
+    # not know it. CaptioningPipeline does for other models what the stock class does, so the warning about overwriting
     # would tell users nothing.
     registry_logger = logging.getLogger("transformers.pipelines.base")
     level = registry_logger.level
@@ -62,11 +62,11 @@ def register() -> None:
         stock = PIPELINE_REGISTRY.supported_tasks["image-text-to-text"]
         for task in ("image-text-to-text", "image-to-text"):
             PIPELINE_REGISTRY.register_pipeline(
-                task, EVCapPipeline, pt_model=stock["pt"], default=stock.get("default"), type=stock.get("type")
+                task, CaptioningPipeline, pt_model=stock["pt"], default=stock.get("default"), type=stock.get("type")
             )
         # What makes `save_pretrained` write the pipeline's code, for models of other families too. Our models see to
         # it themselves.
-        del EVCapPipeline._registered_impl
+        del CaptioningPipeline._registered_impl
     finally:
         registry_logger.setLevel(level)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
-
-from .configuration_evcap import EVCapConfig
 
 
 class EVCapVisionSpace(nn.Module):
@@ -18,16 +17,15 @@ class EVCapVisionSpace(nn.Module):
     whitening are fixed numbers fitted once on photos (see [`~EVCapVisionSpace.fit`]), not trained.
 
     Args:
-        config ([`EVCapConfig`]): Its `retrieval_options` give `key_size`, `power`, `window_size`, `window_stride`.
+        options (`dict`): `key_size`, `power`, `window_size`, `window_stride`; `config.retrieval_options`.
+        width (`int`): Of the vision features.
     """
 
     mean: torch.Tensor
     whitening: torch.Tensor
 
-    def __init__(self, config: EVCapConfig) -> None:
+    def __init__(self, options: dict[str, Any], width: int) -> None:
         super().__init__()
-        options = config.retrieval_options
-        width = config.qformer_config.encoder_hidden_size
         self.key_size: int = options["key_size"]
         self.power: float = options["power"]
         self.window_size: int = options["window_size"]

@@ -120,13 +120,16 @@ def test_pipeline_goes_up_in_one_commit_with_everything(
     files = hub.files("model", "alice/whole")
     assert [name for name in files if "safetensors" in name] == ["model.safetensors"]  # no shard of before
     assert {"memory/data/train-00000-of-00001.parquet", "memory/memory_config.json"} <= set(files)
-    assert {"processor_config.json", "tokenizer.json", "name_tokenizer/tokenizer.json", "pipeline_evcap.py"} <= set(
-        files
-    )
+    assert {
+        "processor_config.json",
+        "tokenizer.json",
+        "name_tokenizer/tokenizer.json",
+        "pipeline_captioning.py",
+    } <= set(files)
     assert b"- kitchen" in files["README.md"]
     config = json.loads(files["config.json"])
     assert config["auto_map"]["AutoModelForImageTextToText"] == "modeling_evcap.EVCapForConditionalGeneration"
-    assert config["custom_pipelines"]["image-to-text"]["impl"] == "pipeline_evcap.EVCapPipeline"
+    assert config["custom_pipelines"]["image-to-text"]["impl"] == "pipeline_captioning.CaptioningPipeline"
     for name, content in files.items():
         if name.endswith((".json", ".md")):
             assert str(tiny_dir).encode() not in content, name

@@ -33,7 +33,7 @@ ALLOWED |= {"typing_extensions", "yaml"} | set(sys.stdlib_module_names)
 def test_model_folders_are_pushed_as_they_are(name: str, tmp_path: Path) -> None:
     ready = prepare_repo("model", str(HUB_CONFIGS / name), tmp_path, f"alice/{name}")
     assert {path.name for path in (HUB_CONFIGS / name).iterdir()} <= set(ready.files)
-    assert {"modeling_evcap.py", "pipeline_evcap.py", "processing_evcap.py"} <= set(ready.files)
+    assert {"modeling_evcap.py", "pipeline_captioning.py", "processing_evcap.py"} <= set(ready.files)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["auto_map"]["AutoConfig"] == "configuration_evcap.EVCapConfig"
     processor = json.loads((tmp_path / "processor_config.json").read_text())

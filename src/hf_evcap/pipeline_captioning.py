@@ -1,4 +1,4 @@
-"""`pipeline("image-to-text")`: photos in, captions and the names that were retrieved for them out."""
+"""`pipeline("image-to-text")`: photos in, captions and what was retrieved for them out, for both families."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from transformers import GenerationMixin, ImageTextToTextPipeline, Pipeline
 from transformers.utils import logging
 
 from .hub_upload import take_hub_arguments
-from .modeling_evcap import EVCapEncodedImages
 from .photo_loading import load_photo
-from .retrieval_evcap import EVCapRetrievedNames
 
 
 logger = logging.get_logger(__name__)
@@ -22,7 +20,7 @@ logger = logging.get_logger(__name__)
 ON_ERROR = ("raise", "skip")
 
 
-class EVCapPipeline(ImageTextToTextPipeline):
+class CaptioningPipeline(ImageTextToTextPipeline):
     r"""
     Captions photos, with or without a prompt. For models of other families it is the pipeline it derives from.
 
@@ -36,12 +34,14 @@ class EVCapPipeline(ImageTextToTextPipeline):
         - `batch_size=8`: photos captioned at once; changes nothing else.
         - `on_error="skip"`: a photo that cannot be read gives `{"generated_text": None, "error": ...}` in its place,
           the others are captioned. The default `"raise"` stops.
-        - `memory=["lvis", "my-kitchen"]`: layers of the model's memory, or other memories, for this call; names then
-          tell which `"memory"` they came from. `name_column="name_ko"`: names as another column words them.
+        - `memory="org/other"`: another memory or datastore for this call. EVCap takes layers, too,
+          `memory=["lvis", "my-kitchen"]`; names then tell which `"memory"` they came from. `name_column="name_ko"`:
+          names as another column words them.
         - `max_new_tokens=`, `num_beams=` and every other option of `generate`, or `generate_kwargs={...}`.
 
-    Returns for each photo `[{"generated_text": str, "retrieved_names": [{"name": str, "score": float}, ...]}]`, one
-    dictionary for each of `num_return_sequences`.
+    Returns for each photo `[{"generated_text": str, "retrieved_names": [{"name": str, "score": float}, ...]}]`, or for
+    SmallCap `"retrieved_captions": [{"caption": str, "score": float, "image_id": str or None}, ...]`, one dictionary
+    for each of `num_return_sequences`.
 
     Example:
     ```python
@@ -81,7 +81,7 @@ class EVCapPipeline(ImageTextToTextPipeline):
             value = kwargs.pop(name, None)
             if value is not None:
                 preprocess[name] = value
-        retrieval = {name: kwargs.pop(name) for name in ("memory", "name_column") if name in kwargs}
+        retrieval = {name: kwargs.pop(name) for name in self.model.retrieval_arguments if name in kwargs}
         if preprocess.get("on_error", "raise") not in ON_ERROR:
             raise ValueError(f"`on_error` must be one of {', '.join(ON_ERROR)}; got {preprocess['on_error']!r}.")
         options = {name for name in vars(self.model.generation_config) if not name.startswith("_")}
@@ -150,13 +150,13 @@ class EVCapPipeline(ImageTextToTextPipeline):
         if not self.captions_photos:
             return super()._forward(model_inputs, generate_kwargs=generate_kwargs)
         errors = model_inputs.pop("error")
-        encoded: EVCapEncodedImages = self.model.encode_images(model_inputs.pop("pixel_values"), **(retrieval or {}))
+        pixel_values = model_inputs.pop("pixel_values")
+        encoded = self.model.encode_images(pixel_values, **(retrieval or {}))
         options = self._generation_options(generate_kwargs)
         sequences = self.model.generate(**model_inputs, encoded_images=encoded, **options)
-        batch_size = len(model_inputs["input_ids"])
         return {
-            "sequences": sequences.view(batch_size, -1, sequences.shape[-1]),
-            "retrieved": _named_scores(encoded.names),
+            "sequences": sequences.view(len(pixel_values), -1, sequences.shape[-1]),
+            "retrieved": self.model.describe_retrieved(encoded),
             "error": errors if isinstance(errors, list) else [errors],
         }
 
@@ -169,9 +169,9 @@ class EVCapPipeline(ImageTextToTextPipeline):
         retrieved = retrieved[0] if retrieved and isinstance(retrieved[0], list) else retrieved
         error = error[0] if isinstance(error, list) else error
         if error is not None:
-            return [{"generated_text": None, "retrieved_names": [], "error": error}]
+            return [{"generated_text": None, self.model.retrieved_field: [], "error": error}]
         texts = self.processor.post_process_image_text_to_text(sequences)
-        return [{"generated_text": text, "retrieved_names": retrieved} for text in texts]
+        return [{"generated_text": text, self.model.retrieved_field: retrieved} for text in texts]
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Saves the model with its memory and, unlike the stock pipeline, the processor."""
@@ -198,18 +198,6 @@ class EVCapPipeline(ImageTextToTextPipeline):
         return self.model.push_to_hub(repo_id, processor=self.processor, **kwargs)
 
 
-def _named_scores(names: EVCapRetrievedNames) -> list[list[dict[str, Any]]]:
-    """The names of each photo with their scores, as plain Python values."""
-    found: list[list[dict[str, Any]]] = [
-        [{"name": name, "score": round(score, 4)} for name, score in zip(photo, scores, strict=False)]
-        for photo, scores in zip(names.names, names.scores.tolist(), strict=True)
-    ]
-    for photo, labels in zip(found, getattr(names, "memories", None) or [], strict=False):
-        for name, label in zip(photo, labels, strict=True):
-            name["memory"] = label
-    return found
-
-
 def _is_iterable_dataset(images: Any) -> bool:
     """Whether rows come from something to iterate that is neither a sequence of photos nor a photo itself."""
     if isinstance(images, (str, bytes, dict, list, Image.Image, torch.Tensor)) or hasattr(images, "__array__"):
@@ -217,4 +205,4 @@ def _is_iterable_dataset(images: Any) -> bool:
     return hasattr(images, "__iter__") and not isinstance(images, torch.utils.data.Dataset)
 
 
-__all__ = ["EVCapPipeline"]
+__all__ = ["CaptioningPipeline"]

@@ -27,7 +27,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.pipelines.pt_utils import KeyDataset
 
 import hf_evcap
-from hf_evcap import EVCapForConditionalGeneration, EVCapPipeline, EVCapProcessor, VisualNameMemory
+from hf_evcap import CaptioningPipeline, EVCapForConditionalGeneration, EVCapProcessor, VisualNameMemory
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def expected(tiny_model, processor, inputs):
 @pytest.mark.parametrize("task", ["image-to-text", "image-text-to-text"])
 def test_photo_alone(tiny_dir, photo_paths, expected, task):
     pipe = pipeline(task, model=str(tiny_dir))
-    assert type(pipe) is EVCapPipeline
+    assert type(pipe) is CaptioningPipeline
     assert pipe(photo_paths[0]) == expected[0]
 
 
@@ -71,7 +71,7 @@ def test_objects_instead_of_a_folder(tiny_model, processor, photo_paths, expecte
 def test_task_is_inferred_for_a_folder(tiny_dir, photo_paths, expected):
     model = AutoModelForImageTextToText.from_pretrained(tiny_dir)
     processor = EVCapProcessor.from_pretrained(tiny_dir)
-    assert EVCapPipeline(model=model, processor=processor)(photo_paths[2]) == expected[2]
+    assert CaptioningPipeline(model=model, processor=processor)(photo_paths[2]) == expected[2]
 
 
 def test_result_is_plain_data(pipe, photo_paths):
@@ -254,7 +254,7 @@ def test_saved_pipeline_is_complete(pipe, photo_paths, expected, tmp_path):
     assert EVCapForConditionalGeneration.from_pretrained(tmp_path / "saved").memory.names == pipe.model.memory.names
     assert (tmp_path / "saved" / "processor_config.json").is_file()
     again = pipeline("image-to-text", model=str(tmp_path / "saved"))
-    assert type(again) is EVCapPipeline
+    assert type(again) is CaptioningPipeline
     assert again(photo_paths, batch_size=4) == expected
 
 
@@ -404,10 +404,10 @@ def test_local_classes_are_not_hindered(tiny_dir, photo_paths, expected):
     """A repo names its code for others; where the package is installed, nothing asks whether to trust it."""
     config = json.loads((tiny_dir / "config.json").read_text())
     assert config["auto_map"]["AutoModelForImageTextToText"] == "modeling_evcap.EVCapForConditionalGeneration"
-    assert config["custom_pipelines"]["image-to-text"]["impl"] == "pipeline_evcap.EVCapPipeline"
+    assert config["custom_pipelines"]["image-to-text"]["impl"] == "pipeline_captioning.CaptioningPipeline"
     for trust in (None, False):
         pipe = pipeline("image-to-text", model=str(tiny_dir), trust_remote_code=trust)
-        assert type(pipe) is EVCapPipeline and type(pipe.model) is EVCapForConditionalGeneration
+        assert type(pipe) is CaptioningPipeline and type(pipe.model) is EVCapForConditionalGeneration
         assert pipe(photo_paths[0]) == expected[0]
 
 
@@ -419,7 +419,7 @@ def test_trusting_with_the_package_installed(tiny_dir, photo_paths, expected):
 def test_repo_holds_all_code_it_needs(tiny_dir):
     source = Path(hf_evcap.__file__).parent
     files = {path.name for path in tiny_dir.glob("*.py")}
-    assert {"modeling_evcap.py", "processing_evcap.py", "configuration_evcap.py", "pipeline_evcap.py"} <= files
+    assert {"modeling_evcap.py", "processing_evcap.py", "configuration_evcap.py", "pipeline_captioning.py"} <= files
     for name in files:
         assert (tiny_dir / name).read_text() == (source / name).read_text()
 

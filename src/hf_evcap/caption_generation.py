@@ -1,0 +1,112 @@
+"""Writing captions with a language model inside: embeddings, positions, and one prefill a photo for all its beams."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, GenerationMixin
+
+
+class CaptionGenerationMixin(GenerationMixin):
+    """For models whose captions are written by `self.language_model` from an embedded prompt."""
+
+    config: Any
+    language_model: Any
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the language model's."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the language model's."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def position_inputs(
+        self, attention_mask: torch.Tensor | None, position_ids: torch.LongTensor | None, length: int
+    ) -> dict[str, torch.Tensor]:
+        """Positions that count from the first token that is not padding, for language models that take them."""
+        if "position_ids" not in inspect.signature(self.language_model.forward).parameters:
+            return {}
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        return {} if position_ids is None else {"position_ids": position_ids}
+
+    def write_captions(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        decoder_inputs: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Generates from an embedded prompt.
+
+        With several beams the prompt runs once a photo, and its cache is then given to the beams.
+
+        Args:
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, text_hidden_size)`): The prompts.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`): 0 for padding, on the left.
+            decoder_inputs (`dict[str, torch.Tensor]`, *optional*): Further inputs, a row a photo.
+            kwargs: Options of [`~transformers.GenerationMixin.generate`].
+
+        Returns:
+            The new tokens, without the prompt.
+        """
+        inputs = decoder_inputs or {}
+        if "past_key_values" not in kwargs:
+            kwargs.update(self._shared_prefill(inputs_embeds, attention_mask, inputs, kwargs))
+        self.language_model.generation_config = self.generation_config
+        return self.language_model.generate(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, **inputs, **kwargs
+        )
+
+    def _empty_cache(self) -> Cache:
+        return DynamicCache(config=self.config.get_text_config(decoder=True))
+
+    def _shared_prefill(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        decoder_inputs: dict[str, torch.Tensor],
+        options: dict[str, Any],
+    ) -> dict[str, Cache]:
+        """Runs the prompt but for its last token once a photo and repeats the cache for the beams that share it."""
+        generation_config = options.get("generation_config") or self.generation_config
+
+        def option(name: str, default: Any) -> Any:
+            value = options[name] if options.get(name) is not None else getattr(generation_config, name, None)
+            return default if value is None else value
+
+        copies = max(option("num_beams", 1), option("num_return_sequences", 1))
+        plain = option("use_cache", True) and option("cache_implementation", None) in (None, "dynamic")
+        if copies == 1 or not plain or inputs_embeds.shape[1] < 2 or options.get("assistant_model") is not None:
+            return {}
+        cache = self._empty_cache()
+        self_attention = getattr(cache, "self_attention_cache", cache)
+        if not all(hasattr(layer, "batch_repeat_interleave") for layer in self_attention.layers):
+            return {}  # layers that keep a state instead of keys and values
+        mask = attention_mask[:, :-1]
+        self.language_model.base_model(
+            inputs_embeds=inputs_embeds[:, :-1],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **decoder_inputs,
+            **self.position_inputs(mask, None, mask.shape[1]),
+        )
+        cache.batch_repeat_interleave(copies)
+        return {"past_key_values": cache}
+
+
+__all__ = ["CaptionGenerationMixin"]
