@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from huggingface_hub.utils import validate_repo_id
-from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+from transformers.models.auto.configuration_auto import AutoConfig
 
-from .configuration_efficientnet_lite import EfficientNetLiteConfig
+from .configuration_retrieval import (
+    VISION_SPACE_OPTIONS,
+    RetrievalConfig,
+    complete_options,
+    resolve_config,
+    vision_hidden_size,
+)
 
-
-# A Hub repo that carries this file may run where hf_evcap is not installed, so the vision tower registers itself here.
-AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
-
-# Numbers of the `vision` space: dimension of the keys, exponent of the power normalisation, windows of the patch grid
-# (a side of 0 turns them off) and the step between them.
-VISION_SPACE_OPTIONS = {"key_size": 256, "power": 0.5, "window_size": 3, "window_stride": 2}
 
 # Numbers of the `vote` rule; see `vote_rule` in retrieval_evcap.py.
 VOTE_OPTIONS = {
@@ -48,29 +45,7 @@ VICUNA_13B = {
 }
 
 
-def _vision_hidden_size(config: PreTrainedConfig) -> int:
-    """Width of the vision encoder's last hidden state."""
-    if hasattr(config, "hidden_size"):
-        return config.hidden_size
-    if hasattr(config, "hidden_sizes"):  # convolutional towers name one width a stage
-        return config.hidden_sizes[-1]
-    raise ValueError(f"vision_config of type {config.model_type!r} names neither `hidden_size` nor `hidden_sizes`.")
-
-
-def _resolve_config(config: dict | PreTrainedConfig | None, default: dict[str, Any], name: str) -> PreTrainedConfig:
-    """Makes a sub-configuration from what the user gave: a configuration, a dictionary or nothing."""
-    if isinstance(config, PreTrainedConfig):
-        return config
-    if config is not None and not isinstance(config, dict):
-        raise TypeError(f"`{name}` must be a configuration or a dictionary, got {type(config).__name__}.")
-    fields = {**({} if config and "model_type" in config else default), **(config or {})}
-    model_type = fields.pop("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"`{name}` has model_type {model_type!r}, which transformers' AutoConfig does not know.")
-    return CONFIG_MAPPING[model_type](**fields)
-
-
-class EVCapConfig(PreTrainedConfig):
+class EVCapConfig(RetrievalConfig):
     r"""
     Configuration of [`EVCapForConditionalGeneration`] (EVCap, CVPR 2024, arXiv 2311.15879). The defaults are the
     paper's full-size model.
@@ -151,43 +126,27 @@ class EVCapConfig(PreTrainedConfig):
     num_neighbors_per_query: int = 5
     max_candidates: int = 32
     retrieval_options: Any = None
-    memory_reference: dict | None = None
-    encoder_fingerprint: str | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if not type(self).__module__.startswith("transformers_modules"):
-            # The entry is for environments without hf_evcap. Here the pipeline is registered, and the entry would make
-            # `transformers.pipeline` ask for `trust_remote_code`.
-            kwargs.pop("custom_pipelines", None)
-        self.vision_config = _resolve_config(
-            self.vision_config, {"model_type": "blip_2_vision_model"}, "vision_config"
-        )
-        vision_width = _vision_hidden_size(self.vision_config)
+        self.vision_config = resolve_config(self.vision_config, {"model_type": "blip_2_vision_model"}, "vision_config")
+        vision_width = vision_hidden_size(self.vision_config)
         qformer_defaults = {"model_type": "blip_2_qformer", "encoder_hidden_size": vision_width}
-        self.qformer_config = _resolve_config(self.qformer_config, qformer_defaults, "qformer_config")
+        self.qformer_config = resolve_config(self.qformer_config, qformer_defaults, "qformer_config")
         self.qformer_config.encoder_hidden_size = vision_width
         width = self.qformer_config.hidden_size
         fusion_defaults = {"model_type": "blip_2_qformer", "vocab_size": 30523, "hidden_size": width}
-        self.fusion_qformer_config = _resolve_config(
+        self.fusion_qformer_config = resolve_config(
             self.fusion_qformer_config, fusion_defaults, "fusion_qformer_config"
         )
         self.fusion_qformer_config.encoder_hidden_size = width
         self.fusion_qformer_config.use_qformer_text_input = True
-        self.text_config = _resolve_config(self.text_config, VICUNA_13B, "text_config")
-        self.retrieval_options = self._complete_options(self.retrieval_options or {})
+        self.text_config = resolve_config(self.text_config, VICUNA_13B, "text_config")
+        space = VISION_SPACE_OPTIONS if self.retrieval_space == "vision" else {}
+        options = {**space, **(VOTE_OPTIONS if self.retrieval_rule == "vote" else {})}
+        self.retrieval_options = complete_options(self.retrieval_options, options)
         super().__post_init__(**kwargs)
         self._check()
-
-    def _complete_options(self, given: dict[str, Any]) -> dict[str, Any]:
-        space = VISION_SPACE_OPTIONS if self.retrieval_space == "vision" else {}
-        defaults = {**space, **(VOTE_OPTIONS if self.retrieval_rule == "vote" else {})}
-        unknown = sorted(set(given) - set(defaults))
-        if unknown:
-            raise ValueError(
-                f"Unknown `retrieval_options` {unknown}; the chosen space and rule have {sorted(defaults)}."
-            )
-        return {**defaults, **given}
 
     def _check(self) -> None:
         """Refuses combinations that cannot work, naming the field and what it may be."""
@@ -211,12 +170,6 @@ class EVCapConfig(PreTrainedConfig):
                 raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")
         if self.num_retrieved_names < 0:
             raise ValueError(f"`num_retrieved_names` must not be negative, got {self.num_retrieved_names}.")
-        if self.memory_reference is not None:
-            if set(self.memory_reference) - {"repo_id", "revision"} or "repo_id" not in self.memory_reference:
-                raise ValueError(
-                    f"`memory_reference` holds `repo_id` and `revision`, got {sorted(self.memory_reference)}."
-                )
-            validate_repo_id(self.memory_reference["repo_id"])  # a local path would be of no use to others
 
     @property
     def num_prefix_tokens(self) -> int:
