@@ -12,15 +12,17 @@ import sys
 VERBS = {
     "caption": ("caption", "caption photos"),
     "memory": ("memory", "build, edit, inspect and publish visual-name memories"),
+    "datastore": ("datastore", "build, edit, inspect and publish caption datastores"),
+    "cache-features": ("cache_features", "run the frozen vision encoder once, so that training need not"),
     "convert": ("convert", "convert the reference implementation's checkpoints and memories"),
-    "push": ("push", "publish a model, memory, metric or Space on the Hub"),
+    "push": ("push", "publish a model, memory, datastore, metric or Space on the Hub"),
     "env": ("environment", "print versions for a bug report"),
 }
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Makes the parser of the verbs; their own options are their modules'."""
-    verbs = "\n".join(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items())
+    verbs = "\n".join(f"  {verb:<15} {what}" for verb, (_, what) in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="hf-evcap",
         description="Image captioning with a memory that anyone can edit.",
