@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .build_options import add_build_options, follow_recipe, print_report
+
 
 if TYPE_CHECKING:
     from ..memory_building import NamedPhotos
@@ -42,8 +44,6 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
     parser.add_argument("--image-column", default="image", help="default: %(default)s")
     parser.add_argument("--name-column", default="name", help="default: %(default)s")
     parser.add_argument("--columns", default="", help="further columns to keep, separated by commas")
-    parser.add_argument("--source-name", help="value of the column `source`")
-    parser.add_argument("--license", help="licence of the source, for the memory's card")
     parser.add_argument("--photos-per-name", type=int, default=10, help="annotations: default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of photos, and of synthetic ones")
     parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="add N synthetic photos of each name")
@@ -53,42 +53,9 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
         help="diffusers pipeline for --synthetic (default: %(default)s)",
     )
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="photos encoded at once (default: %(default)s)")
-    parser.add_argument("--shard-size", type=int, default=512, help="photos after which progress is kept")
-    parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="photos that cannot be read")
-    parser.add_argument("--index", help="FAISS factory string, such as Flat or HNSW32 (default: by size)")
-    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the kept keys")
-    parser.add_argument("--restart", action="store_true", help="forget an unfinished build")
+    add_build_options(parser)
     parser.set_defaults(run=lambda arguments: run(follow_recipe(arguments, parser)))
     return parser
-
-
-def follow_recipe(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Takes SOURCE and the options that were not given from a recipe, where SOURCE is one."""
-    if Path(arguments.source).suffix.lower() not in (".yaml", ".yml"):
-        return arguments
-    import yaml
-
-    recipe = yaml.safe_load(Path(arguments.source).read_text(encoding="utf-8"))
-    if not isinstance(recipe, dict) or "source" not in recipe:
-        raise ValueError(f"The recipe {arguments.source} must be a mapping with `source`.")
-    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
-    unknown = sorted(set(recipe) - set(actions))
-    if unknown:
-        raise ValueError(
-            f"The recipe {arguments.source} has unknown entries {unknown}; it may have {sorted(actions)}."
-        )
-    for name, value in recipe.items():
-        given, action = getattr(arguments, name), actions[name]
-        if action.choices and value not in action.choices:
-            raise ValueError(f"`{name}` in {arguments.source} must be one of {list(action.choices)}; got {value!r}.")
-        kind: Any = type(action.default) if action.default is not None else action.type or str
-        if not isinstance(value, kind):
-            raise ValueError(f"`{name}` in {arguments.source} must be {kind.__name__}; got {value!r}.")
-        if given == action.default:
-            setattr(arguments, name, value)
-    arguments.source = recipe["source"]
-    return arguments
 
 
 def find_photos(arguments: argparse.Namespace) -> NamedPhotos:
@@ -158,9 +125,4 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         licenses=sources,
     )
-    if report is not None:
-        resumed = f", {report.resumed} of {report.shards} shards from an earlier run" if report.resumed else ""
-        print(f"{report.rows} rows from {report.photos} photos written to {arguments.out}{resumed}")
-        for number, reason in report.skipped.items():
-            print(f"skipped photo {number}: {reason}")
-    return 0
+    return print_report(report, arguments.out)

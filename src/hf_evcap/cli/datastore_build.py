@@ -1,0 +1,146 @@
+"""`hf-evcap datastore build`: a datastore from captions, or from captioned photos."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .build_options import add_build_options, follow_recipe, print_report
+
+
+DESCRIPTION = """Build a datastore. SOURCE is one of
+
+  a .txt (or .txt.gz) file    a caption a line
+  a .json file    Karpathy's or COCO's captions, a list of captions, or of objects
+  a .jsonl, .csv or .parquet file    with a column of captions and maybe one of image ids
+  a datastore     its captions are encoded anew
+  a .yaml file    a recipe: `source` and any of the options below, by name with _ for -; options given here win
+  anything else   a dataset on the Hub
+
+With --clip the keys are the captions' own: photos are not needed. With --model they are those of the photos that the
+captions describe, for captioners that retrieve with their own vision encoder; SOURCE then lists photos, too.
+
+A build that was interrupted goes on when the same command is given again. `accelerate launch -m hf_evcap.cli.main
+datastore build ...` shares the work among processes, with the same result."""
+
+
+def add_parser(verbs: Any) -> argparse.ArgumentParser:
+    """Adds the verb to the parser of `datastore`, and returns its own parser."""
+    parser = verbs.add_parser(
+        "build",
+        help="from captions (with a CLIP model), or from captioned photos",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="captions")
+    parser.add_argument("--out", required=True, help="folder for the datastore")
+    parser.add_argument(
+        "--clip", help="CLIP model: folder, Hub id, or open_clip:MODEL/WEIGHTS such as open_clip:RN50x64/openai"
+    )
+    parser.add_argument("--model", help="captioner whose encoder makes the keys of photos: folder or Hub id")
+    parser.add_argument("--images", help="folder of the photos (with --model)")
+    parser.add_argument("--max-tokens", type=int, default=25, help="longest caption; 0 for any (default: %(default)s)")
+    parser.add_argument(
+        "--tokenizer",
+        default="openai-community/gpt2",
+        help="the captioner's tokenizer, which measures captions (default: %(default)s; with --model, its own)",
+    )
+    parser.add_argument("--split", help="split of the source, such as train+restval")
+    parser.add_argument("--caption-column", help="default: the usual names")
+    parser.add_argument("--id-column", help="column of image ids; default: the usual names")
+    parser.add_argument("--config", help="configuration of a dataset on the Hub")
+    parser.add_argument("--revision", help="revision of a dataset on the Hub")
+    add_build_options(
+        parser,
+        None,
+        None,
+        "captions or photos encoded at once (default: 256 captions, 32 photos)",
+        "captions or photos after which progress is kept (default: 16384 captions, 512 photos)",
+    )
+    parser.set_defaults(run=lambda arguments: run(follow_recipe(arguments, parser)))
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Builds."""
+    if (arguments.clip is None) == (arguments.model is None):
+        raise ValueError("Give either --clip, for keys of the captions, or --model, for keys of their photos.")
+    return _from_captions(arguments) if arguments.clip is not None else _from_photos(arguments)
+
+
+def _from_captions(arguments: argparse.Namespace) -> int:
+    from accelerate import PartialState
+
+    from ..datastore_building import build_datastore, captions_within, load_retrieval_encoder, open_captions
+
+    processes = PartialState()
+    captions = open_captions(
+        arguments.source,
+        split=arguments.split,
+        caption_column=arguments.caption_column,
+        id_column=arguments.id_column,
+        source_name=arguments.source_name,
+        config_name=arguments.config,
+        revision=arguments.revision,
+    )
+    found = len(captions)
+    if arguments.max_tokens:
+        from transformers import AutoTokenizer
+
+        captions = captions_within(captions, AutoTokenizer.from_pretrained(arguments.tokenizer), arguments.max_tokens)
+    encoder = load_retrieval_encoder(arguments.clip, device=processes.device)
+    report = build_datastore(
+        encoder,
+        captions,
+        arguments.out,
+        batch_size=arguments.batch_size or 256,
+        shard_size=arguments.shard_size or 16384,
+        restart=arguments.restart,
+        index_factory=arguments.index,
+        dtype=arguments.dtype,
+        licenses={captions.source: arguments.license} if arguments.license else {},
+    )
+    if processes.is_main_process and len(captions) < found:
+        print(f"left out {found - len(captions)} of {found} captions, of more than {arguments.max_tokens} tokens")
+    return print_report(report, arguments.out, "captions")
+
+
+def _from_photos(arguments: argparse.Namespace) -> int:
+    from accelerate import PartialState
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from ..datastore_building import captioned_photos, photos_with_captions_within
+    from ..datastore_smallcap import CaptionDatastore
+    from ..memory_building import build_memory
+
+    processes = PartialState()
+    photos = captioned_photos(
+        arguments.source,
+        source_name=arguments.source_name,
+        split=arguments.split,
+        images=arguments.images,
+        caption_column=arguments.caption_column,
+        id_column=arguments.id_column,
+        config_name=arguments.config,
+        revision=arguments.revision,
+        on_error=arguments.on_error,
+    )
+    model = AutoModelForImageTextToText.from_pretrained(arguments.model, memory=False).to(processes.device).eval()
+    processor = AutoProcessor.from_pretrained(arguments.model)
+    if arguments.max_tokens:
+        photos = photos_with_captions_within(photos, processor.tokenizer, arguments.max_tokens)
+    report = build_memory(
+        model,
+        processor,
+        photos,
+        arguments.out,
+        batch_size=arguments.batch_size or 32,
+        shard_size=arguments.shard_size or 512,
+        on_error=arguments.on_error,
+        restart=arguments.restart,
+        index_factory=arguments.index,
+        dtype=arguments.dtype,
+        licenses={photos[0]["source"]: arguments.license} if arguments.license else {},
+        store_class=CaptionDatastore,
+    )
+    return print_report(report, arguments.out)
