@@ -69,6 +69,10 @@ class EVCapConfig(RetrievalConfig):
         tie_name_embeddings (`bool`, *optional*, defaults to `False`):
             Names are embedded with the language model's input embeddings instead of a table of the fusion Q-Former.
             The name tokenizer is then the language model's, and `fusion_qformer_config.hidden_size` is its width.
+        known_words_only (`bool`, *optional*, defaults to `False`):
+            Captions hold only words that the language model was trained to write as one token, and words of the
+            retrieved names, so that a small model garbles no name; see [`~spelling_evcap.EVCapSpelling`]. Needs
+            `tie_name_embeddings`.
         max_name_length (`int`, *optional*, defaults to 128): Names given to the fusion are cut at this many tokens.
         num_retrieved_names (`int`, *optional*, defaults to 10): K, the names kept for a photo.
         retrieval_space (`str`, *optional*, defaults to `"query"`):
@@ -119,6 +123,7 @@ class EVCapConfig(RetrievalConfig):
     image_token_id: int | None = None
     vision_layer_norm_eps: float | None = 1e-5
     tie_name_embeddings: bool = False
+    known_words_only: bool = False
     max_name_length: int = 128
     num_retrieved_names: int = 10
     retrieval_space: str = "query"
@@ -161,6 +166,10 @@ class EVCapConfig(RetrievalConfig):
             raise ValueError(
                 f"tie_name_embeddings=True needs fusion_qformer_config.hidden_size ({width}) to equal the language "
                 f"model's hidden_size ({text_width})."
+            )
+        if self.known_words_only and not self.tie_name_embeddings:
+            raise ValueError(
+                "known_words_only=True needs tie_name_embeddings=True: names are spelled in the caption's tokens."
             )
         for field, choices in (("retrieval_rule", RETRIEVAL_RULES), ("retrieval_space", RETRIEVAL_SPACES)):
             if getattr(self, field) not in choices:

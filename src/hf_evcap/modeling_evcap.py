@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, Cache, LogitsProcessorList, PreTrainedModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerEncoder, Blip2QFormerModel, Blip2VisionModel
 from transformers.utils import ModelOutput, logging
 
@@ -21,6 +21,7 @@ from .modeling_efficientnet_lite import EfficientNetLiteModel
 from .modeling_retrieval import RetrievalPreTrainedModel, hash_tensors
 from .retrieval_evcap import EVCapRetrievedNames, NameRetriever, NameTokens, normalize_name
 from .retrieval_layers import Retrievers
+from .spelling_evcap import EVCapSpelling, SpellingLogitsProcessor
 from .vision_space_evcap import EVCapVisionSpace
 
 
@@ -228,6 +229,8 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         text_width = config.text_config.get_text_config().hidden_size
         self.language_projection = nn.Linear(config.fusion_qformer_config.hidden_size, text_width)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        if config.known_words_only:
+            self.spelling = EVCapSpelling(config)
         self.name_tokenizer: Any = None
         self._memory: VisualNameMemory | MemoryLayers | None = None
         self._retrievers: Retrievers | None = None
@@ -357,7 +360,8 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             logger.warning_once(f"The model has {what}: captions are written without retrieved names.")
         if retriever is None:
             return self.tokenize_names([[] for _ in range(len(retrieval_queries))])
-        return retriever(retrieval_queries, self.config, exclude_rows)
+        drawn_by = self.training_retrieval if self.training else None
+        return retriever(retrieval_queries, self.config, exclude_rows, drawn_by)
 
     def tokenize_names(self, names: list[list[str]]) -> EVCapRetrievedNames:
         """Prepares given names, a list for each photo, as [`retrieve_names`] returns them; no rows, scores 0."""
@@ -585,7 +589,20 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         inputs_embeds = self.embed_prompt(input_ids, encoded_images.prefix)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if self.config.known_words_only:
+            processors = kwargs.pop("logits_processor", None) or []
+            kwargs["logits_processor"] = LogitsProcessorList([*processors, self._spelling_processor(encoded_images)])
         return self.write_captions(inputs_embeds, attention_mask, **kwargs)
+
+    def _spelling_processor(self, encoded_images: EVCapEncodedImages) -> SpellingLogitsProcessor:
+        """Keeps captions to known words and the words of each photo's names (`config.known_words_only`)."""
+        names: list[list[int]] = [[] for _ in range(len(encoded_images.prefix))]
+        separator = -1
+        if encoded_images.names is not None and self.name_tokenizer is not None:
+            separator = self.name_tokenizer.sep_token_id
+            masks = encoded_images.names.attention_mask.bool()
+            names = [ids[mask].tolist() for ids, mask in zip(encoded_images.names.input_ids, masks, strict=True)]
+        return self.spelling.processor(names, separator, self.config.max_name_length)
 
 
 __all__ = ["EVCapForConditionalGeneration", "EVCapPreTrainedModel"]
