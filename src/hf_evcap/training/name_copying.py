@@ -11,6 +11,33 @@ from torch import nn
 
 
 @torch.no_grad()
+def initialize_word_copying(language_model: Any, gain: float = 0.6, seed: int = 0) -> None:
+    """
+    Initialises a Llama-type language model so that attending to a token is a start at writing it, whichever it is.
+
+    Token embeddings become large, nearly orthogonal codes, and the final norm scales them back, so that logits begin
+    with a deviation of one: the residual stream then holds a token as it was looked up, and a slow optimizer leaves
+    rare tokens what they are. In each layer value and output maps begin near inverses of one another. From a small
+    random start a model writes frequent tokens long before it copies, and rare ones never (cf. mimetic initialization,
+    Trockman and Kolter 2023, arXiv 2305.09828).
+
+    Args:
+        language_model (`LlamaForCausalLM`): Changed in place; tied embeddings, as many key-value heads as heads.
+        gain (`float`, *optional*, defaults to 0.6): Scale of the value and of the output map.
+        seed (`int`, *optional*, defaults to 0): Seed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    words = language_model.get_input_embeddings().weight
+    width = words.shape[1]
+    words.normal_(generator=generator)
+    language_model.model.norm.weight.fill_(width**-0.5)
+    for layer in language_model.model.layers:
+        basis = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+        layer.self_attn.v_proj.weight.add_(gain * basis)
+        layer.self_attn.o_proj.weight.add_(gain * basis.T)
+
+
+@torch.no_grad()
 def initialize_name_copying(model: Any, seed: int = 0) -> None:
     """
     Initialises the fusion Q-Former and the projection near the identity on the names.

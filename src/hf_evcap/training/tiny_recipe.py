@@ -39,7 +39,7 @@ from .caption_text import (
 from .caption_tokenizer import train_caption_tokenizer
 from .data_collator import CaptionCollator, NamesAsTextCollator, join_names
 from .feature_cache import cache_vision_features
-from .name_copying import align_names_with_words, initialize_name_copying
+from .name_copying import align_names_with_words, initialize_name_copying, initialize_word_copying
 from .name_exercises import CopyingExercises, NamedCaptionExercises, NameSource
 from .packed_captions import PackedCaptions, collate_packed
 from .stage_trainer import StageSettings, run_stage
@@ -230,6 +230,7 @@ class TinyRecipe:
         torch.manual_seed(settings.seed)
         config = self.model_config().text_config
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        initialize_word_copying(model, own["copy_gain"], settings.seed)
         run_stage(model, blocks, collate_packed, settings, self.work / "language-checkpoints")
         model.save_pretrained(result)
         return result
