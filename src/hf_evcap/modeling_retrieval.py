@@ -67,6 +67,8 @@ class RetrievalPreTrainedModel(PreTrainedModel):
     retrieved_field = ""  # of the pipeline's answer: what was retrieved for a photo
     rebuild_hint = ""  # how to make a memory that fits, for messages
     retrieval_arguments: tuple[str, ...] = ("memory",)  # of `encode_images`, which a pipeline's call may give
+    # In training mode, draws what is kept of what was retrieved; see `training.retrieval_in_training`.
+    training_retrieval: Any = None
     # Freezing policy -> what it trains: dotted segments of parameter names.
     trainable_parts: dict[str, tuple[str, ...]] = {}
     # Parts that LoRA adapters go to by default.

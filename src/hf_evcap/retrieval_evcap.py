@@ -232,7 +232,11 @@ class NameRetriever(RowRetriever):
         self.scene_counts, self.row_photos = self.scene_counts.to(device), self.row_photos.to(device)
 
     def __call__(
-        self, queries: torch.Tensor, config: EVCapConfig, exclude_rows: torch.LongTensor | None = None
+        self,
+        queries: torch.Tensor,
+        config: EVCapConfig,
+        exclude_rows: torch.LongTensor | None = None,
+        training_retrieval: Any = None,
     ) -> EVCapRetrievedNames:
         """
         Retrieves K names for each photo by the rule that the configuration names.
@@ -241,14 +245,20 @@ class NameRetriever(RowRetriever):
             queries (`torch.Tensor` of shape `(batch_size, num_queries, dim)`): `features.retrieval_queries`.
             config ([`EVCapConfig`]): Its `retrieval_rule`, `num_retrieved_names` and the rule's numbers are read at
                 every call, so they may be changed between calls.
+            exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*): As in [`nearest`].
+            training_retrieval ([`TrainingRetrieval`], *optional*): Draws the K names from more candidates.
         """
         self.to(queries.device)
         if len(self.row_names) == 0 or config.num_retrieved_names == 0:
             none = torch.zeros(len(queries), 0, dtype=torch.long, device=queries.device)
             return self._output(none, none.float(), none)
-        if config.retrieval_rule == "vote":
-            return self._output(*vote_rule(self, queries, config, exclude_rows))
-        return self._output(*nearest_rule(self, queries, config, exclude_rows))
+        rule = vote_rule if config.retrieval_rule == "vote" else nearest_rule
+        if training_retrieval is None:
+            return self._output(*rule(self, queries, config, exclude_rows))
+        names, scores, rows = rule(self, queries, training_retrieval.widened(config), exclude_rows)
+        kept = training_retrieval.kept(names >= 0, config.num_retrieved_names)
+        drawn = keep_first(kept, config.num_retrieved_names, names, scores, rows, fill=(-1, 0.0, -1))
+        return self._output(*drawn)
 
     def _output(
         self, name_ids: torch.LongTensor, scores: torch.Tensor, row_ids: torch.LongTensor

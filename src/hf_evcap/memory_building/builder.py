@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..memory_evcap import VisualNameMemory
-from ..photo_loading import load_photo
+from ..photo_loading import hash_photo, load_photo
 from ..store_files import read_columns
 from ..store_keys import KeyBuffer, KeyRows
 from ..store_photos import encode_photos
@@ -203,7 +203,7 @@ def _encode_photos(model: Any, processor: Any, photos: NamedPhotos, numbers: ran
             row = photos[number]
             image = row["image"]
             loaded.append(load_photo(image() if callable(image) else image))
-            rows.append(row)
+            rows.append({**row, "photo_hash": hash_photo(loaded[-1])})  # by which training leaves a photo's rows out
         except (OSError, ValueError, TypeError) as error:
             if on_error != "skip":
                 raise ValueError(f"Photo {number} cannot be used: {error}") from error

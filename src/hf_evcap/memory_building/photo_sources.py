@@ -212,6 +212,7 @@ def annotated_boxes(
             rows.append({
                 "image": str(Path(images) / _photo_file(photos[photo], Path(images))),
                 "box": boxes[category][photo],
+                "image_id": str(photo),
                 "names": [str(names[category])],
                 "source": source or file.stem,
             })  # fmt: skip
@@ -238,7 +239,7 @@ def _cropped(row: dict[str, Any]) -> dict[str, Any]:
         left, upper = min(max(0, round(x)), right - 1), min(max(0, round(y)), lower - 1)
         return photo.crop((left, upper, right, lower))
 
-    return {"image": crop, **{name: row[name] for name in ("names", "source")}}
+    return {"image": crop, **{name: row[name] for name in ("names", "source", "image_id")}}
 
 
 def joined(sources: Iterable[NamedPhotos]) -> NamedPhotos:
