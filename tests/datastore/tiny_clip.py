@@ -28,8 +28,15 @@ def write_clip(folder: Path, seed: int = 0, projection_dim: int = 16) -> Path:
     (folder / "vocab.json").write_text(json.dumps({token: n for n, token in enumerate(tokens)}), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    text = {**sizes, "vocab_size": 54, "max_position_embeddings": 24, "bos_token_id": 52, "eos_token_id": 53}
-    vision = {**sizes, "image_size": 28, "patch_size": 14}
+    text = {
+        **sizes,
+        "projection_dim": projection_dim,
+        "vocab_size": 54,
+        "max_position_embeddings": 24,
+        "bos_token_id": 52,
+        "eos_token_id": 53,
+    }
+    vision = {**sizes, "image_size": 28, "patch_size": 14, "projection_dim": projection_dim}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim)
     torch.manual_seed(seed)
     model = CLIPModel(config)

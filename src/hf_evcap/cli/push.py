@@ -1,4 +1,4 @@
-"""`hf-evcap push`: publishes a model, a memory, a metric or a Space on the Hub, in one commit."""
+"""`hf-evcap push`: publishes a model, a memory, a datastore, a metric or a Space on the Hub, in one commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def make_parser() -> argparse.ArgumentParser:
         "wrote around the generated block of the repo's card stays.",
         epilog="Log in with `hf auth login` first, or set HF_TOKEN.",
     )
-    parser.add_argument("kind", choices=("model", "memory", "metric", "space"), help="what SOURCE is")
+    parser.add_argument("kind", choices=("model", "memory", "datastore", "metric", "space"), help="what SOURCE is")
     parser.add_argument(
         "source",
         metavar="SOURCE",

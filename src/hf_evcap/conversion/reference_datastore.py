@@ -48,9 +48,10 @@ def load_smallcap_datastore(
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{captions_file} must hold a list of captions, strings only.")
     try:
-        index = faiss.downcast_index(faiss.read_index(str(index_file)))
+        opened = faiss.read_index(str(index_file))
     except RuntimeError as error:
         raise ValueError(f"{index_file} is not a FAISS index ({str(error).splitlines()[0][:200]}).") from error
+    index = faiss.downcast_index(opened)  # a view of `opened`, which owns the vectors
     if not isinstance(index, faiss.IndexFlat):
         raise ValueError(
             f"{index_file} is a {type(index).__name__}, which does not keep vectors as they were; expected a flat one."
@@ -65,7 +66,7 @@ def load_smallcap_datastore(
     for start in range(0, index.ntotal, _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, index.ntotal)
         keys[start:stop] = index.reconstruct_n(start, stop - start)
-    del index  # gigabytes, at the released size
+    del index, opened  # gigabytes, at the released size
     return CaptionDatastore.from_rows(captions, keys, **kept)
 
 

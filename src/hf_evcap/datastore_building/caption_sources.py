@@ -97,7 +97,7 @@ def open_captions(
         words = [suffix.lower() for suffix in path.suffixes[-2:]]
         if words[-1:] == [".txt"] or words == [".txt", ".gz"]:
             found = _text_lines(path)
-        elif (kind := detect_format(path)) == "parquet":
+        elif (kind := "jsonl" if words[-1:] in ([".jsonl"], [".ndjson"]) else detect_format(path)) == "parquet":
             found = _dataset_columns(str(path), split, caption_column, id_column)
         else:
             found = _list_of_captions(path) if kind == "jsonl" else None

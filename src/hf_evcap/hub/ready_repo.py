@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from ..datastore_smallcap import CaptionDatastore
 from ..hub_card import merge_cards
 from ..hub_upload import CARD_NAME, explained_hub_errors, files_to_upload
 from ..memory_evcap import MANIFEST_NAME, VisualNameMemory
@@ -22,7 +23,8 @@ from .card_facts import RESULTS_NAME
 from .model_card import write_model_card
 
 
-KINDS = ("model", "memory", "metric", "space")
+STORES = {"memory": VisualNameMemory, "datastore": CaptionDatastore}
+KINDS = ("model", *STORES, "metric", "space")
 
 
 @dataclass
@@ -53,7 +55,7 @@ def prepare_repo(kind: str, source: str, target: Path, repo_id: str, card: Path 
     Makes a source ready for the Hub. Weights are neither read nor copied.
 
     Args:
-        kind (`str`): `"model"`, `"memory"`, `"metric"` or `"space"`.
+        kind (`str`): `"model"`, `"memory"`, `"datastore"`, `"metric"` or `"space"`.
         source (`str`): A folder or a Hub id; for a metric also one of the package's names.
         target (`Path`): An empty folder for what is uploaded.
         repo_id (`str`): Where it will be published; it stands in the card.
@@ -69,13 +71,13 @@ def prepare_repo(kind: str, source: str, target: Path, repo_id: str, card: Path 
         source = metric_path(source)
     if card is not None and not card.is_file():
         raise FileNotFoundError(f"There is no card {card}.")
-    folder = _local_folder(source, {"model": "model", "memory": "dataset"}.get(kind, "space"))
+    folder = _local_folder(source, {"model": "model", **dict.fromkeys(STORES, "dataset")}.get(kind, "space"))
     if kind == "metric" and not (folder / f"{folder.name}.py").is_file():
         raise FileNotFoundError(f"{folder} is no metric: {folder.name}.py is missing.")
     if kind == "model":
         ready = _prepare_model(folder, target, repo_id)
-    elif kind == "memory":
-        ready = _prepare_memory(folder, target, repo_id)
+    elif kind in STORES:
+        ready = _prepare_store(STORES[kind], folder, target, repo_id)
     else:
         ready = _prepare_space(folder, target)
     if card is not None:
@@ -135,17 +137,17 @@ def _prepare_model(folder: Path, target: Path, repo_id: str) -> ReadyRepo:
     return ReadyRepo(target, "model", [*WEIGHT_FILES, f"{model_class.memory_folder}/*"])
 
 
-def _prepare_memory(folder: Path, target: Path, repo_id: str) -> ReadyRepo:
+def _prepare_store(store_class: Any, folder: Path, target: Path, repo_id: str) -> ReadyRepo:
     if (folder / MANIFEST_NAME).is_file():
-        memory = VisualNameMemory.from_pretrained(folder)  # checks it
+        store = store_class.from_pretrained(folder)  # checks it
         present = folder / CARD_NAME
-        if isinstance(memory, VisualNameMemory):
-            card = memory.card(memory.manifest(), repo_id)
+        if isinstance(store, store_class):
+            card = store.card(store.manifest(), repo_id)
             if present.is_file():
                 card = merge_cards(card, present.read_text(encoding="utf-8"))
             (target / CARD_NAME).write_text(card, encoding="utf-8")
     elif not (folder / CARD_NAME).is_file():
-        raise FileNotFoundError(f"{folder} is no memory: {MANIFEST_NAME} is missing.")
+        raise FileNotFoundError(f"{folder} is no {store_class.store_word}: {MANIFEST_NAME} is missing.")
     _link_files(folder, target)
     return ReadyRepo(target, "dataset", ["data/*", "index.faiss"])
 
