@@ -14,6 +14,8 @@ VERBS = {
     "memory": ("memory", "build, edit, inspect and publish visual-name memories"),
     "datastore": ("datastore", "build, edit, inspect and publish caption datastores"),
     "cache-features": ("cache_features", "run the frozen vision encoder once, so that training need not"),
+    "train": ("train", "train a captioner on captioned photos"),
+    "evaluate": ("evaluate", "caption a dataset and score the captions"),
     "convert": ("convert", "convert the reference implementation's checkpoints and memories"),
     "push": ("push", "publish a model, memory, datastore, metric or Space on the Hub"),
     "env": ("environment", "print versions for a bug report"),
