@@ -22,6 +22,9 @@ _PUBLIC = {
     "EfficientNetLiteConfig": "configuration_efficientnet_lite",
     "EfficientNetLiteModel": "modeling_efficientnet_lite",
     "MemoryLayers": "memory_layers",
+    "SmallCapConfig": "configuration_smallcap",
+    "SmallCapForConditionalGeneration": "modeling_smallcap",
+    "SmallCapProcessor": "processing_smallcap",
     "VisualNameMemory": "memory_evcap",
     "metric_path": "metrics",
 }
@@ -30,14 +33,17 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .clip_encoder import ClipEncoder as ClipEncoder
     from .configuration_efficientnet_lite import EfficientNetLiteConfig as EfficientNetLiteConfig
     from .configuration_evcap import EVCapConfig as EVCapConfig
+    from .configuration_smallcap import SmallCapConfig as SmallCapConfig
     from .datastore_smallcap import CaptionDatastore as CaptionDatastore
     from .memory_evcap import VisualNameMemory as VisualNameMemory
     from .memory_layers import MemoryLayers as MemoryLayers
     from .metrics import metric_path as metric_path
     from .modeling_efficientnet_lite import EfficientNetLiteModel as EfficientNetLiteModel
     from .modeling_evcap import EVCapForConditionalGeneration as EVCapForConditionalGeneration
+    from .modeling_smallcap import SmallCapForConditionalGeneration as SmallCapForConditionalGeneration
     from .pipeline_captioning import CaptioningPipeline as CaptioningPipeline
     from .processing_evcap import EVCapProcessor as EVCapProcessor
+    from .processing_smallcap import SmallCapProcessor as SmallCapProcessor
 
 
 def default_model() -> str:

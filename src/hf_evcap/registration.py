@@ -35,18 +35,24 @@ def register() -> None:
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_evcap import EVCapConfig
+    from .configuration_smallcap import SmallCapConfig
     from .modeling_evcap import EVCapForConditionalGeneration
+    from .modeling_smallcap import SmallCapForConditionalGeneration
     from .pipeline_captioning import CaptioningPipeline
     from .processing_evcap import EVCapProcessor
+    from .processing_smallcap import SmallCapProcessor
 
-    AutoConfig.register(EVCapConfig.model_type, EVCapConfig, exist_ok=True)
-    AutoModelForImageTextToText.register(EVCapConfig, EVCapForConditionalGeneration, exist_ok=True)
-    AutoProcessor.register(EVCapConfig, EVCapProcessor, exist_ok=True)
-
-    # `save_pretrained` then writes the code and `auto_map` into a repo, which runs where hf_evcap is not installed.
-    EVCapConfig.register_for_auto_class()
-    EVCapForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-    EVCapProcessor.register_for_auto_class()
+    for config, model, processor in (
+        (EVCapConfig, EVCapForConditionalGeneration, EVCapProcessor),
+        (SmallCapConfig, SmallCapForConditionalGeneration, SmallCapProcessor),
+    ):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModelForImageTextToText.register(config, model, exist_ok=True)
+        AutoProcessor.register(config, processor, exist_ok=True)
+        # `save_pretrained` then writes code and `auto_map` into a repo, which runs where hf_evcap is not installed.
+        config.register_for_auto_class()
+        model.register_for_auto_class("AutoModelForImageTextToText")
+        processor.register_for_auto_class()
 
     redirect_logger = logging.getLogger("transformers.pipelines")
     if not any(isinstance(present, _RepairRedirectWarning) for present in redirect_logger.filters):

@@ -1,0 +1,144 @@
+"""SmallCap configuration: a vision encoder, a decoder with small cross-attention, a prompt of retrieved captions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.models.auto.configuration_auto import AutoConfig
+
+from .configuration_retrieval import (
+    VISION_SPACE_OPTIONS,
+    RetrievalConfig,
+    complete_options,
+    resolve_config,
+    vision_hidden_size,
+)
+
+
+RETRIEVAL_SPACES = ("clip", "vision", "external")
+DECODERS = ("gpt2", "opt")
+
+
+class SmallCapConfig(RetrievalConfig):
+    r"""
+    Configuration of [`SmallCapForConditionalGeneration`] (SmallCap, CVPR 2023, arXiv 2209.15323). The defaults are the
+    paper's model with 7 million trained parameters.
+
+    Args:
+        vision_config (`dict` or `PreTrainedConfig`, *optional*):
+            Vision encoder; any `AutoModel` vision tower. Defaults to CLIP's ViT-B/32.
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            Decoder, of type `gpt2` or `opt`. Defaults to GPT-2 base.
+        cross_attention_reduce_factor (`int`, *optional*, defaults to 4):
+            The heads of the cross-attention are this many times narrower than the decoder's own. With GPT-2 base 1, 2,
+            4, 8 and 16 give about 28, 14, 7, 3.5 and 1.75 million trained parameters.
+        num_retrieved_captions (`int`, *optional*, defaults to 4):
+            k, the captions put into the prompt; 0 for a model that was trained without retrieval.
+        prompt_template (`str`, *optional*): The prompt, with `{captions}` for the retrieved captions.
+        prompt_without_captions (`str`, *optional*): The prompt where nothing is retrieved.
+        caption_separator (`str`, *optional*, defaults to an empty line): What stands between retrieved captions.
+        add_bos_token (`bool`, *optional*): Whether the decoder's BOS token comes first; by default for OPT only.
+        retrieval_space (`str`, *optional*, defaults to `"clip"`):
+            What is compared with the datastore's keys. `"clip"`: the photo's CLIP embedding, by the vision encoder
+            itself and its projection; the keys are CLIP text embeddings of captions. `"vision"`: pooled, whitened
+            vision features, for encoders without a text side; the keys are those of the photos that the captions
+            describe. `"external"`: the caller gives `retrieval_queries`, made by `retrieval_encoder`.
+        retrieval_encoder (`str`, *optional*):
+            What makes the queries in the space `"external"`, such as `"RN50x64"` of the released models.
+        retrieval_options (`dict`, *optional*):
+            Numbers of the `vision` space; see `VISION_SPACE_OPTIONS` in `configuration_retrieval.py`. One query a
+            photo is made, its global vector, so the window is 0 by default.
+        memory_reference (`dict`, *optional*):
+            Datastore that `from_pretrained` loads: `{"repo_id": ..., "revision": ...}` of a dataset repo on the Hub.
+            `None` loads the `datastore/` folder of the model's own repo where there is one. Never a local path.
+        encoder_fingerprint (`str`, *optional*):
+            Identity of the frozen encoder, written by `save_pretrained`; datastores of other encoders are refused.
+        pad_token_id (`int`, *optional*, defaults to 0): `"!"` of GPT-2's tokenizer.
+        eos_token_id (`int`, *optional*, defaults to 13): `"."` of GPT-2's tokenizer, which ends a caption.
+
+    Example:
+    ```python
+    >>> from hf_evcap import SmallCapConfig
+
+    >>> config = SmallCapConfig(text_config={"model_type": "opt"}, cross_attention_reduce_factor=8)
+    >>> config.cross_attention_head_dim
+    8
+    ```
+    """
+
+    model_type = "smallcap"
+    keys_to_ignore_at_inference = ["past_key_values", "captions"]
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+
+    vision_config: Any = None
+    text_config: Any = None
+    cross_attention_reduce_factor: int = 4
+    num_retrieved_captions: int = 4
+    prompt_template: str = "Similar images show\n\n{captions}.\n\nThis image shows "
+    prompt_without_captions: str = "This image shows "
+    caption_separator: str = "\n\n"
+    add_bos_token: bool | None = None
+    retrieval_space: str = "clip"
+    retrieval_encoder: str | None = None
+    retrieval_options: Any = None
+    pad_token_id: int | None = 0
+    eos_token_id: int | None = 13
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if "decoder" in kwargs or "encoder" in kwargs:
+            raise ValueError(
+                "This is a config of the released SmallCap (`encoder`, `decoder`), not of this package. Convert the "
+                "model once: `hf-evcap convert smallcap FOLDER-OR-REPO --out DIR`."
+            )
+        self.vision_config = resolve_config(self.vision_config, {"model_type": "clip_vision_model"}, "vision_config")
+        self.text_config = resolve_config(self.text_config, {"model_type": "gpt2"}, "text_config")
+        if self.text_config.model_type == "gpt2":
+            self.text_config.add_cross_attention = True
+        if self.add_bos_token is None:
+            self.add_bos_token = self.text_config.model_type == "opt"
+        space = {**VISION_SPACE_OPTIONS, "window_size": 0} if self.retrieval_space == "vision" else {}
+        self.retrieval_options = complete_options(self.retrieval_options, space)
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuses combinations that cannot work, naming the field and what it may be."""
+        decoder = self.text_config.model_type
+        if decoder not in DECODERS:
+            raise ValueError(f"`text_config` must be of type {' or '.join(DECODERS)}, got {decoder!r}.")
+        factor, heads = self.cross_attention_reduce_factor, self.text_config.num_attention_heads
+        head_dim = self.text_config.hidden_size // heads
+        if factor < 1 or head_dim % factor:
+            raise ValueError(
+                f"`cross_attention_reduce_factor` must divide the decoder's head dimension ({head_dim}), got {factor}."
+            )
+        if self.num_retrieved_captions < 0:
+            raise ValueError(f"`num_retrieved_captions` must not be negative, got {self.num_retrieved_captions}.")
+        if "{captions}" not in self.prompt_template:
+            raise ValueError(
+                f"`prompt_template` must hold {{captions}}, the retrieved captions' place; got "
+                f"{self.prompt_template!r}."
+            )
+        if self.retrieval_space not in RETRIEVAL_SPACES:
+            raise ValueError(
+                f"`retrieval_space` must be one of {', '.join(RETRIEVAL_SPACES)}; got {self.retrieval_space!r}."
+            )
+        if self.retrieval_space == "clip" and self.vision_config.model_type != "clip_vision_model":
+            raise ValueError(
+                'retrieval_space="clip" needs a vision_config of type clip_vision_model, got '
+                f'{self.vision_config.model_type!r}; use "vision" or "external".'
+            )
+
+    @property
+    def cross_attention_head_dim(self) -> int:
+        """`int`: Width of a head of the cross-attention."""
+        width, heads = self.text_config.hidden_size, self.text_config.num_attention_heads
+        return width // heads // self.cross_attention_reduce_factor
+
+    @property
+    def encoder_hidden_size(self) -> int:
+        """`int`: Width of the vision features that the decoder attends to."""
+        return vision_hidden_size(self.vision_config)
+
+
+__all__ = ["SmallCapConfig"]

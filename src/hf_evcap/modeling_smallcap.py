@@ -1,0 +1,550 @@
+"""SmallCap: encode a photo, retrieve captions of similar ones, put them into a prompt, and let the decoder write."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, Cache
+from transformers.utils import ModelOutput, logging
+
+from .caption_generation import CaptionGenerationMixin
+from .configuration_efficientnet_lite import EfficientNetLiteConfig
+from .configuration_smallcap import SmallCapConfig
+from .cross_attention_smallcap import build_decoder, empty_cache
+from .datastore_smallcap import CaptionDatastore
+from .modeling_efficientnet_lite import EfficientNetLiteModel
+from .modeling_retrieval import RetrievalPreTrainedModel
+from .retrieval_smallcap import CaptionRetriever, SmallCapRetrievedCaptions
+from .vision_space_evcap import EVCapVisionSpace
+
+
+AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
+
+logger = logging.get_logger(__name__)
+
+# Of the released implementation; a saved `generation_config.json` comes before them.
+GENERATION_DEFAULTS = {"max_new_tokens": 25, "num_beams": 3, "length_penalty": 0.0, "early_stopping": True}
+
+
+@dataclass
+class SmallCapImageFeatures(ModelOutput):
+    """
+    What the frozen encoder makes of photos.
+
+    Args:
+        vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`): What the
+            decoder attends to.
+        retrieval_queries (`torch.Tensor` of shape `(batch_size, key_size)`, *optional*): What is compared with the
+            datastore's keys.
+    """
+
+    vision_hidden_states: torch.Tensor | None = None
+    retrieval_queries: torch.Tensor | None = None
+
+
+@dataclass
+class SmallCapEncodedImages(ModelOutput):
+    """
+    Photos ready for the decoder.
+
+    Args:
+        vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`): Patches.
+        captions ([`SmallCapRetrievedCaptions`]): Captions for the prompt.
+    """
+
+    vision_hidden_states: torch.Tensor | None = None
+    captions: SmallCapRetrievedCaptions | None = None
+
+
+@dataclass
+class SmallCapOutput(ModelOutput):
+    """
+    Output of [`SmallCapForConditionalGeneration`].
+
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`, *optional*): Next-token cross-entropy, where labels are given.
+        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`): Prediction scores; of the caption
+            and the token before it only, where the model made the prompt.
+        past_key_values (`Cache`, *optional*): Keys and values of the decoder and of the photos.
+        hidden_states, attentions, cross_attentions (`tuple`, *optional*): The decoder's, where asked for.
+        captions ([`SmallCapRetrievedCaptions`], *optional*): Captions that the prompts hold.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    captions: SmallCapRetrievedCaptions | None = None
+
+
+class SmallCapPreTrainedModel(RetrievalPreTrainedModel):
+    """Loading, initialisation and capabilities of SmallCap models."""
+
+    config_class = SmallCapConfig
+    base_model_prefix = "smallcap"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["CLIPEncoderLayer", "GPT2Block", "SmallCapOPTDecoderLayer"]
+    _keep_in_fp32_modules_strict = ["vision_space"]
+    _skip_keys_device_placement = ["past_key_values"]
+
+    memory_class = CaptionDatastore
+    memory_folder = "datastore"
+    tokenizer_attribute = "tokenizer"
+    tokenizer_folder = ""
+    retrieved_field = "retrieved_captions"
+    rebuild_hint = "Build one from the captions with this model's encoder: `hf-evcap datastore build`."
+    trainable_parts = {
+        "paper": ("crossattention",),
+        "cross_attention_norms": ("crossattention", "ln_cross_attn"),
+        "decoder": ("language_model",),
+    }
+
+    @property
+    def encoder_parts(self) -> tuple[str, ...]:
+        """`tuple[str, ...]`: Parts whose weights decide what a photo's query means."""
+        spaces = {"clip": ("vision_model", "visual_projection"), "vision": ("vision_model", "vision_space")}
+        return spaces.get(self.config.retrieval_space, ())
+
+
+class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTrainedModel):
+    r"""
+    SmallCap (CVPR 2023, arXiv 2209.15323). The stages are methods, in the order in which the data flows:
+    [`get_image_features`], [`retrieve_captions`], [`tokenize_prompts`], [`generate`].
+
+    Args:
+        config ([`SmallCapConfig`]): Sizes of the parts, the prompt and the retrieval.
+
+    Example:
+    ```python
+    >>> from hf_evcap import SmallCapForConditionalGeneration, SmallCapProcessor
+
+    >>> model = SmallCapForConditionalGeneration.from_pretrained("path/or/repo", datastore="org/captions")
+    >>> processor = SmallCapProcessor.from_pretrained("path/or/repo")
+    >>> ids = model.generate(**processor(images="photo.jpg", return_tensors="pt"))
+    >>> processor.batch_decode(ids, skip_special_tokens=True)
+    ```
+    """
+
+    def __init__(self, config: SmallCapConfig) -> None:
+        super().__init__(config)
+        self.vision_model = AutoModel.from_config(config.vision_config)
+        if config.retrieval_space == "clip":
+            projection_dim = config.vision_config.projection_dim
+            self.visual_projection = nn.Linear(config.encoder_hidden_size, projection_dim, bias=False)
+        elif config.retrieval_space == "vision":
+            self.vision_space = EVCapVisionSpace(config.retrieval_options, config.encoder_hidden_size)
+        self.language_model = build_decoder(config)
+        self.tokenizer: Any = None
+        self._datastore: CaptionDatastore | None = None
+        self._loaded: dict[str, CaptionDatastore] = {}  # folders and Hub ids that calls named
+        self._retriever: CaptionRetriever | None = None  # of the datastore that was used last
+        self.generation_config.update(**GENERATION_DEFAULTS)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, datastore: Any = None, **kwargs: Any) -> Any:
+        """
+        Loads a model with its datastore; see [`~modeling_retrieval.RetrievalPreTrainedModel.from_pretrained`].
+
+        Args:
+            datastore (*optional*): Another word for `memory`: a folder, a repo id, a datastore, or `False` for none.
+        """
+        if datastore is not None:
+            if kwargs.get("memory") is not None:
+                raise ValueError("`datastore` and `memory` mean the same; give one.")
+            kwargs["memory"] = datastore
+        return super().from_pretrained(*args, **kwargs)
+
+    # Stage 1: encode
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None = None, vision_hidden_states: torch.Tensor | None = None
+    ) -> SmallCapImageFeatures:
+        """
+        Encodes photos (section 3.1).
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*): From the processor.
+            vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`, *optional*):
+                What this method returned for the photos before, to skip the vision encoder.
+        """
+        if (pixel_values is None) == (vision_hidden_states is None):
+            raise ValueError("Give either `pixel_values` or `vision_hidden_states`.")
+        if vision_hidden_states is None:
+            vision_hidden_states = self.get_vision_hidden_states(pixel_values)
+        vision_hidden_states = vision_hidden_states.to(self.vision_model.device)
+        queries = None
+        if self.config.retrieval_space == "clip":
+            class_token = vision_hidden_states[:, 0].to(self.vision_model.dtype)
+            queries = self.visual_projection(self.vision_model.post_layernorm(class_token))
+        elif self.config.retrieval_space == "vision":
+            queries = self.vision_space(vision_hidden_states)[:, 0]
+        return SmallCapImageFeatures(vision_hidden_states, queries)
+
+    @property
+    def memory_key_size(self) -> int | None:
+        """`int` or `None`: Dimension of the datastore's keys; `None` where queries are made elsewhere."""
+        if self.config.retrieval_space == "vision":
+            return self.vision_space.key_size
+        return self.config.vision_config.projection_dim if self.config.retrieval_space == "clip" else None
+
+    @property
+    def query_tokens_hash(self) -> None:
+        """`None`: There are no image queries."""
+        return None
+
+    def get_memory_keys(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Keys of photos for a datastore that stores captions under the photos that they describe.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): From the processor.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, memory_key_size)`.
+        """
+        queries = self.get_image_features(pixel_values).retrieval_queries
+        if queries is None:
+            raise ValueError(
+                f"This model makes no keys: its queries come from {self._external_encoder}. Make the keys with that."
+            )
+        return queries
+
+    @property
+    def _external_encoder(self) -> str:
+        return self.config.retrieval_encoder or "an external encoder"
+
+    # Stage 2: retrieve
+
+    @property
+    def memory(self) -> CaptionDatastore | None:
+        """[`CaptionDatastore`] or `None`: What captions are retrieved from."""
+        return self._datastore
+
+    @property
+    def datastore(self) -> CaptionDatastore | None:
+        """[`CaptionDatastore`] or `None`: The same as `memory`."""
+        return self._datastore
+
+    def set_memory(self, memory: CaptionDatastore | None) -> None:
+        """
+        Attaches a datastore in place of the present one; `None` detaches it. Weights stay as they are.
+
+        Args:
+            memory ([`CaptionDatastore`] or `None`): With keys of this model's encoder, or of CLIP's text side that
+                belongs to it. It may be edited later: the next caption sees the change.
+
+        Raises:
+            ValueError: The datastore was built by another encoder or has another dimension.
+        """
+        if memory is not None:
+            self.check_memory(memory)
+        self._datastore = memory
+        self._retriever = None
+
+    def set_datastore(self, datastore: CaptionDatastore | None) -> None:
+        """The same as [`set_memory`]."""
+        self.set_memory(datastore)
+
+    def _retriever_of(self, memory: Any) -> CaptionRetriever:
+        """The attached datastore, or the one of this call, ready for search."""
+        memory = self._datastore if memory is None else memory
+        if memory is None:
+            raise ValueError(
+                "The model has no datastore to retrieve captions from. Attach one with `model.set_datastore(...)` or "
+                "`from_pretrained(..., datastore=...)`, give `captions`, or set `model.config.num_retrieved_captions` "
+                "to 0 to caption without retrieval."
+            )
+        if isinstance(memory, (str, os.PathLike)):
+            if str(memory) not in self._loaded:
+                self._loaded[str(memory)] = CaptionDatastore.from_pretrained(memory)
+            memory = self._loaded[str(memory)]
+        if self._retriever is None or self._retriever.memory is not memory or self._retriever.stale:
+            self.check_memory(memory)
+            self._retriever = CaptionRetriever(memory)
+        return self._retriever
+
+    @torch.no_grad()
+    def retrieve_captions(
+        self,
+        retrieval_queries: torch.Tensor,
+        exclude_rows: torch.LongTensor | None = None,
+        memory: Any = None,
+        k: int | None = None,
+    ) -> SmallCapRetrievedCaptions:
+        """
+        Retrieves the captions most similar to photos (section 3.2).
+
+        Args:
+            retrieval_queries (`torch.Tensor` of shape `(batch_size, key_size)`): From [`get_image_features`], or made
+                by the encoder of the datastore's keys; normalised here.
+            exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*):
+                Rows that a photo must not retrieve, its own captions in training; -1 excludes nothing. See
+                [`~CaptionDatastore.rows_of_images`].
+            memory (*optional*): Datastore for this call, or its folder or Hub id, instead of the attached one.
+            k (`int`, *optional*): Captions for each photo; `config.num_retrieved_captions` when absent.
+        """
+        k = self.config.num_retrieved_captions if k is None else k
+        if k == 0:
+            return SmallCapRetrievedCaptions.given([[] for _ in range(len(retrieval_queries))])
+        retriever = self._retriever_of(memory)
+        if retrieval_queries.ndim != 2 or retrieval_queries.shape[1] != retriever.memory.dim:
+            raise ValueError(
+                f"`retrieval_queries` must have the shape (batch_size, {retriever.memory.dim}) of the datastore's "
+                f"keys, got {tuple(retrieval_queries.shape)}."
+            )
+        return retriever(retrieval_queries, k, exclude_rows)
+
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
+        captions: SmallCapRetrievedCaptions | list[list[str]] | None = None,
+        retrieval_queries: torch.Tensor | None = None,
+        exclude_rows: torch.LongTensor | None = None,
+        memory: Any = None,
+    ) -> SmallCapEncodedImages:
+        """
+        Encodes photos and retrieves captions for them. `captions` replaces the retrieval, `retrieval_queries` the
+        model's own queries; see the stages for the other arguments.
+        """
+        features = self.get_image_features(pixel_values, vision_hidden_states)
+        count = len(features.vision_hidden_states)
+        if isinstance(captions, (list, tuple)):
+            captions = SmallCapRetrievedCaptions.given(list(captions))
+        if captions is None:
+            queries = features.retrieval_queries if retrieval_queries is None else retrieval_queries
+            if queries is None and self.config.num_retrieved_captions:
+                raise ValueError(
+                    f"This model's datastore is searched with vectors of {self._external_encoder}, which is not part "
+                    "of it: give `retrieval_queries`, or `captions` that were retrieved before."
+                )
+            if queries is None:
+                queries = features.vision_hidden_states.new_zeros(count, 1)
+            captions = self.retrieve_captions(queries, exclude_rows, memory)
+        if len(captions.captions) != count:
+            raise ValueError(f"Got captions for {len(captions.captions)} of {count} photos.")
+        return SmallCapEncodedImages(features.vision_hidden_states, captions)
+
+    def describe_retrieved(self, encoded: SmallCapEncodedImages) -> list[list[dict[str, Any]]]:
+        """The captions of each photo with scores and image ids, as plain Python values."""
+        found = encoded.captions
+        return [
+            [
+                {"caption": caption, "score": round(score, 4), "image_id": image_id}
+                for caption, score, image_id in zip(*photo, strict=False)
+            ]
+            for photo in zip(found.captions, found.scores.tolist(), found.image_ids, strict=True)
+        ]
+
+    # Stage 3: prompt
+
+    def build_prompts(self, captions: list[list[str]], prompts: str | list[str] | None = None) -> list[str]:
+        """
+        Puts captions into the prompt (section 3.2).
+
+        Args:
+            captions (`list[list[str]]`): A list for each photo; an empty one gives `config.prompt_without_captions`.
+            prompts (`str` or `list[str]`, *optional*): Instead of `config.prompt_template`, for all photos or each.
+        """
+        if prompts is None or isinstance(prompts, str):
+            prompts = [self.config.prompt_template if prompts is None else prompts] * len(captions)
+        if len(prompts) != len(captions):
+            raise ValueError(f"Got {len(prompts)} prompts for {len(captions)} photos; give one each, or one for all.")
+        joined = [self.config.caption_separator.join(photo) for photo in captions]
+        return [
+            self.config.prompt_without_captions
+            if "{captions}" in prompt and not text
+            else prompt.replace("{captions}", text)
+            for prompt, text in zip(prompts, joined, strict=True)
+        ]
+
+    def tokenize_prompts(
+        self,
+        captions: list[list[str]],
+        prompts: str | list[str] | None = None,
+        labels: torch.LongTensor | None = None,
+        room: int = 0,
+    ) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
+        """
+        Tokenises the prompts, and puts the captions to learn after them.
+
+        Args:
+            captions, prompts: As in [`build_prompts`].
+            labels (`torch.LongTensor` of shape `(batch_size, caption_length)`, *optional*): From the processor.
+            room (`int`, *optional*, defaults to 0): Tokens that must fit after the prompt.
+
+        Returns:
+            `input_ids`, `attention_mask` and labels of shape `(batch_size, sequence_length)`, padded on the left;
+            labels are -100 but for the captions.
+
+        Raises:
+            ValueError: A prompt is longer than the decoder can read.
+        """
+        if self.tokenizer is None:
+            raise ValueError("The model has no tokenizer for prompts; set `model.tokenizer = processor.tokenizer`.")
+        texts = self.build_prompts(captions, prompts)
+        start = [self.tokenizer.bos_token_id] if self.config.add_bos_token else []
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        learned = [[]] * len(texts) if labels is None else [[i for i in row if i >= 0] for row in labels.tolist()]
+        if len(learned) != len(texts):
+            raise ValueError(f"Got {len(learned)} rows of `labels` for {len(texts)} photos.")
+        read = [start + prompt + caption for prompt, caption in zip(encoded, learned, strict=True)]
+        length, limit = max(map(len, read), default=0), self.config.text_config.max_position_embeddings
+        if length + room > limit:
+            raise ValueError(
+                f"A prompt with its caption takes {length + room} tokens, the decoder reads at most {limit}. A "
+                "datastore's captions should have at most 25 tokens (`hf-evcap datastore build` drops longer ones); "
+                "or set `model.config.num_retrieved_captions` lower."
+            )
+        pad = self.tokenizer.pad_token_id or 0
+        rows = [[pad] * (length - len(ids)) + ids for ids in read]
+        masks = [[0] * (length - len(ids)) + [1] * len(ids) for ids in read]
+        targets = [[-100] * (length - len(ids)) + ids for ids in learned]
+        device = self.get_input_embeddings().weight.device
+        input_ids, attention_mask, targets = (
+            torch.tensor(values, device=device).view(len(texts), length) for values in (rows, masks, targets)
+        )
+        return input_ids, attention_mask, targets
+
+    # The decoder
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
+        captions: SmallCapRetrievedCaptions | list[list[str]] | None = None,
+        prompts: str | list[str] | None = None,
+        retrieval_queries: torch.Tensor | None = None,
+        exclude_rows: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> SmallCapOutput:
+        r"""
+        Without `input_ids` the model retrieves captions, makes the prompts, and learns to go on with `labels`.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                All that the decoder reads, prompt included; nothing is retrieved then.
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*): Photos.
+            vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`, *optional*):
+                Photos already encoded; these or `pixel_values` are needed with a cache, too.
+            labels (`torch.LongTensor`, *optional*):
+                Without `input_ids` the captions' tokens `(batch_size, caption_length)` from the processor; with them
+                tokens to predict `(batch_size, sequence_length)`, shifted inside. -100 where there is none.
+            captions ([`SmallCapRetrievedCaptions`] or `list[list[str]]`, *optional*): Use instead of retrieving.
+            prompts (`str` or `list[str]`, *optional*): As in [`build_prompts`].
+            retrieval_queries, exclude_rows: As in [`retrieve_captions`].
+            kwargs: Passed to the decoder (`use_cache`, `output_attentions`, ...) and the loss.
+        """
+        if pixel_values is None and vision_hidden_states is None:
+            raise ValueError("The decoder attends to a photo: give `pixel_values` or `vision_hidden_states`.")
+        if input_ids is None and inputs_embeds is None:
+            encoded = self.encode_images(pixel_values, vision_hidden_states, captions, retrieval_queries, exclude_rows)
+            if labels is not None:  # logits of the prompt are of no use; the vocabulary makes them the largest tensor
+                kwargs.setdefault("logits_to_keep", labels.shape[1] + 1)
+            made = self.tokenize_prompts(encoded.captions.captions, prompts, labels)
+            input_ids, attention_mask, labels = made if labels is not None else (*made[:2], None)
+        else:
+            features = self.get_image_features(pixel_values, vision_hidden_states)
+            encoded = SmallCapEncodedImages(features.vision_hidden_states)
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        kwargs.pop("return_dict", None)
+        items = {name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs}
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            encoder_hidden_states=self._decoder_features(encoded.vision_hidden_states),
+            **self.position_inputs(attention_mask, position_ids, inputs_embeds.shape[1]),
+            **kwargs,
+        )
+        loss = None
+        if labels is not None:
+            logits = outputs.logits
+            labels = labels[:, -logits.shape[1] :]
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **items)
+        return SmallCapOutput(
+            loss=loss,
+            logits=outputs.logits,
+            past_key_values=outputs.get("past_key_values"),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+            cross_attentions=outputs.get("cross_attentions"),
+            captions=encoded.captions,
+        )
+
+    def _decoder_features(self, vision_hidden_states: torch.Tensor) -> torch.Tensor:
+        weight = self.get_input_embeddings().weight
+        return vision_hidden_states.to(weight.device, weight.dtype)
+
+    def _empty_cache(self) -> Cache:
+        return empty_cache(self.config.text_config)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
+        captions: SmallCapRetrievedCaptions | list[list[str]] | None = None,
+        prompts: str | list[str] | None = None,
+        retrieval_queries: torch.Tensor | None = None,
+        exclude_rows: torch.LongTensor | None = None,
+        encoded_images: SmallCapEncodedImages | None = None,
+        memory: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        r"""
+        Writes captions, with every option of [`~transformers.GenerationMixin.generate`].
+
+        Args:
+            pixel_values, vision_hidden_states, captions, prompts, retrieval_queries, exclude_rows: As in [`forward`].
+            input_ids, attention_mask (*optional*): A prompt of your own, instead of one with retrieved captions.
+            encoded_images ([`SmallCapEncodedImages`], *optional*):
+                What [`encode_images`] returned, instead of photos; its captions tell what was retrieved.
+            memory (*optional*): As in [`retrieve_captions`].
+            kwargs: `num_beams`, `max_new_tokens`, `do_sample`, `streamer`, `generation_config`, ...
+
+        Returns:
+            The new tokens, without the prompt: `torch.LongTensor` of shape `(batch_size, new_tokens)`, or the output
+            object of transformers when `return_dict_in_generate=True`.
+        """
+        if encoded_images is None and input_ids is not None:
+            encoded_images = SmallCapEncodedImages(
+                self.get_image_features(pixel_values, vision_hidden_states).vision_hidden_states
+            )
+        elif encoded_images is None:
+            encoded_images = self.encode_images(
+                pixel_values, vision_hidden_states, captions, retrieval_queries, exclude_rows, memory
+            )
+        if input_ids is None:
+            given = kwargs.get("generation_config") or self.generation_config
+            room = kwargs.get("max_new_tokens") or given.max_new_tokens or 0
+            input_ids, attention_mask, _ = self.tokenize_prompts(encoded_images.captions.captions, prompts, room=room)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        features = self._decoder_features(encoded_images.vision_hidden_states)
+        return self.write_captions(
+            self.get_input_embeddings()(input_ids), attention_mask, {"encoder_hidden_states": features}, **kwargs
+        )
+
+
+__all__ = ["SmallCapForConditionalGeneration", "SmallCapPreTrainedModel"]

@@ -1,0 +1,90 @@
+"""Retrieval of captions from a datastore, in tensors on the query's device (SmallCap, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+from .datastore_smallcap import CaptionDatastore
+from .retrieval_rows import RowRetriever
+
+
+@dataclass
+class SmallCapRetrievedCaptions(ModelOutput):
+    """
+    Captions retrieved for a batch of photos, k a photo, best first.
+
+    Args:
+        captions (`list[list[str]]`): Captions of each photo.
+        scores (`torch.Tensor` of shape `(batch_size, k)`): Their similarity; 0 where captions were given instead.
+        row_ids (`torch.LongTensor` of shape `(batch_size, k)`): Their rows in the datastore; -1 where given.
+        image_ids (`list[list[str | None]]`): The photos that they describe, where the datastore knows.
+    """
+
+    captions: list[list[str]] | None = None
+    scores: torch.Tensor | None = None
+    row_ids: torch.LongTensor | None = None
+    image_ids: list[list[str | None]] | None = None
+
+    @classmethod
+    def given(cls, captions: list[list[str]]) -> SmallCapRetrievedCaptions:
+        """Puts captions that were not retrieved by the model, a list for each photo, into this form."""
+        if any(isinstance(photo, str) for photo in captions):
+            raise TypeError(f"`captions` must hold a list of captions for each photo; got {captions!r}.")
+        width = max(map(len, captions), default=0)
+        scores = torch.zeros(len(captions), width)
+        rows = torch.full((len(captions), width), -1, dtype=torch.long)
+        return cls([list(photo) for photo in captions], scores, rows, [[None] * len(photo) for photo in captions])
+
+
+class CaptionRetriever(RowRetriever):
+    """
+    A datastore attached to a model: keys ready for search on the device of the queries.
+
+    Follows the datastore: rows that were added to it are taken up, after any other edit it is made anew.
+
+    Args:
+        memory ([`CaptionDatastore`]): The datastore.
+    """
+
+    memory: CaptionDatastore
+
+    def __call__(
+        self, queries: torch.Tensor, k: int, exclude_rows: torch.LongTensor | None = None
+    ) -> SmallCapRetrievedCaptions:
+        """
+        Finds the k captions most similar to each photo.
+
+        Args:
+            queries (`torch.Tensor` of shape `(batch_size, dim)`): Need not be normalised.
+            k (`int`): Captions for each photo.
+            exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*):
+                Rows that a photo must not retrieve (its own captions, in training); -1 excludes nothing.
+
+        Raises:
+            ValueError: The datastore has fewer rows that a photo may retrieve.
+        """
+        self.to(queries.device)
+        scores, rows = self.nearest(queries[:, None], k, exclude_rows)
+        scores, rows = scores[:, 0], rows[:, 0]
+        found = int(scores.isfinite().sum(-1).min()) if scores.shape[1] == k and len(scores) else scores.shape[1]
+        if found < k and len(queries):
+            raise ValueError(
+                f"The datastore has {self.rows} captions, of which a photo may retrieve {found}; a prompt has {k}. "
+                "Add captions, or set `model.config.num_retrieved_captions`."
+            )
+        flat = rows.flatten().cpu().numpy()
+        found_rows = self.memory.columns.select(["caption", "image_id"]).take(flat)
+        captions, image_ids = found_rows["caption"].to_pylist(), found_rows["image_id"].to_pylist()
+        starts = range(0, len(flat), k) if k else [0] * len(queries)
+        return SmallCapRetrievedCaptions(
+            [captions[start : start + k] for start in starts],
+            scores,
+            rows,
+            [image_ids[start : start + k] for start in starts],
+        )
+
+
+__all__ = ["CaptionRetriever", "SmallCapRetrievedCaptions"]
