@@ -1,0 +1,64 @@
+"""`hf-evcap train`: trains a captioner on captioned photos."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from .yaml_config import read_config, set_defaults
+
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
+
+DESCRIPTION = """Train a captioner on photos with captions. Options come from a recipe of the package (--recipe), a
+YAML file (--config) and flags; flags win over the file, the file over the recipe. Every field of transformers'
+Seq2SeqTrainingArguments is an option. On several GPUs: accelerate launch -m hf_evcap.cli.main train ..."""
+
+
+def make_parser() -> HfArgumentParser:
+    """Makes the verb's parser."""
+    from transformers import HfArgumentParser
+
+    from ..training.training_arguments import CaptionTrainingArguments, DataArguments, ModelArguments
+
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, CaptionTrainingArguments),
+        prog="hf-evcap train",
+        description=DESCRIPTION,
+        usage="hf-evcap train --dataset DATA --output_dir DIR [--recipe NAME] [--config FILE] [options]",
+        allow_abbrev=False,
+    )
+    _add_sources(parser)
+    return parser
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options, by name")
+    parser.add_argument("--recipe", metavar="NAME", help="options that come with the package; `list` lists them")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains a model."""
+    sources = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_sources(sources)
+    given = sources.parse_known_args(argv)[0]
+    options = read_config(given.config) if given.config is not None else {}
+    recipe = given.recipe or options.get("recipe")
+    from ..training.recipe_presets import list_recipes, load_recipe
+
+    if recipe == "list":
+        for name, what in list_recipes().items():
+            print(f"{name:<16} {what}")
+        return 0
+    parser = make_parser()
+    if recipe is not None:
+        set_defaults(parser, load_recipe(recipe), f"the recipe {recipe}")
+    if options:
+        set_defaults(parser, options, given.config)
+    arguments = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    from ..training.run_training import run_training
+
+    run_training(*arguments[:-1], report=print)
+    return 0

@@ -1,0 +1,121 @@
+"""Arguments of `hf-evcap train`: the model, its data, and those of transformers' Trainer."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from transformers import Seq2SeqTrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and what of it."""
+
+    _argument_group_name: ClassVar[str] = "model"
+
+    model: str | None = field(default=None, metadata={"help": "Model folder or Hub id; the embedded evcap-tiny."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    memory: str | None = field(
+        default=None, metadata={"help": "Memory or datastore, folder or Hub id, instead of the model's own."}
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "float32, bfloat16, float16 or auto, for frozen parts; what is trained is in float32. Default: "
+            "auto on accelerators, float32 on a CPU."
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Such as sdpa, eager or flash_attention_2."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a Hub repo."})
+    policy: str = field(
+        default="paper",
+        metadata={
+            "help": "What is trained. EVCap: paper (queries and projection), fusion (and the fusion Q-Former), lora, "
+            "full. SmallCap: paper (cross-attention), lora, full."
+        },
+    )
+    lora_parts: list[str] | None = field(
+        default=None, metadata={"help": "Parts that get LoRA adapters, such as language_model fusion_qformer."}
+    )
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, divided by their rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
+    merge_adapters: bool = field(
+        default=False, metadata={"help": "Save the finished model with the adapters merged, not the adapters."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Captioned photos to train and evaluate on."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Photos with captions: COCO's or Karpathy's JSON, JSONL, CSV, parquet, a folder, coco-karpathy, "
+            "or a Hub dataset."
+        },
+    )
+    dataset_split: str | None = field(default=None, metadata={"help": "Such as train, or train+restval."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
+    dataset_format: str | None = field(default=None, metadata={"help": "Format, where it is not to be found out."})
+    images: str | None = field(default=None, metadata={"help": "Folder of the photos that a file names."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the photos."})
+    caption_column: str | None = field(default=None, metadata={"help": "Column of the captions."})
+    id_column: str | None = field(default=None, metadata={"help": "Column of the photos' ids."})
+    streaming: bool = field(default=False, metadata={"help": "Read the data while training; needs --max_steps."})
+    shuffle_buffer_size: int = field(default=1000, metadata={"help": "Photos that a stream is shuffled among."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use this many photos."})
+    eval_dataset: str | None = field(
+        default=None, metadata={"help": "Photos to evaluate on; --dataset if only --eval_split is given."}
+    )
+    eval_split: str | None = field(default=None, metadata={"help": "Split of the photos to evaluate on."})
+    eval_images: str | None = field(default=None, metadata={"help": "Folder of their photos; that of --images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many photos."})
+    captions_per_photo: Literal["all", "one", "first"] = field(
+        default="all",
+        metadata={"help": "Each photo with all its captions an epoch, with one drawn by the seed, or with the first."},
+    )
+    max_caption_length: int | None = field(default=128, metadata={"help": "Tokens of a caption, with its end."})
+    truncate_captions: bool = field(default=False, metadata={"help": "Cut longer captions; else they are errors."})
+    on_bad_data: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={"help": "Unreadable photos, empty captions and those over the limit: stop, or leave out and count."},
+    )
+
+
+@dataclass
+class CaptionTrainingArguments(Seq2SeqTrainingArguments):
+    """
+    [`~transformers.Seq2SeqTrainingArguments`] with the defaults of captioning: captions are written in evaluation, the
+    best checkpoint is that of the highest CIDEr, and TensorBoard files are written where tensorboard is installed.
+
+    Args:
+        early_stopping_patience (`int`, *optional*): Evaluations without a better CIDEr after which training stops.
+    """
+
+    _argument_group_name: ClassVar[str] = "training (transformers.Seq2SeqTrainingArguments)"
+
+    predict_with_generate: bool = field(default=True, metadata={"help": "Write captions in evaluation, for CIDEr."})
+    metric_for_best_model: str | None = field(default="cider", metadata={"help": "cider, bleu_4 or loss."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false."})
+    report_to: None | str | list[str] = field(
+        default=None, metadata={"help": "tensorboard, wandb, ... or none. Default: tensorboard where installed."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a better one."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.report_to is None:
+            self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        if self.early_stopping_patience is not None:
+            self.load_best_model_at_end = True
+        super().__post_init__()
