@@ -26,13 +26,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="model folder or Hub id (default: the embedded evcap-tiny)")
     parser.add_argument("--revision", help="branch, tag or commit of the model")
     parser.add_argument(
-        "--memory", help="memory folder or Hub id, org/name or org/name@revision, instead of the model's"
+        "--memory",
+        "--datastore",
+        help="memory or datastore, a folder or Hub id, org/name or org/name@revision, instead of the model's",
     )
     parser.add_argument("--text", help="prompt (default: the model's)")
     parser.add_argument("--num-beams", type=int, help="beams of the search (default: the model's)")
     parser.add_argument("--max-new-tokens", type=int, help="longest caption in tokens (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=8, help="photos captioned at once (default: 8)")
-    parser.add_argument("--names", action="store_true", help="also print the names that were retrieved, with scores")
+    parser.add_argument(
+        "--names", action="store_true", help="also print the names or captions that were retrieved, with scores"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object a photo")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first accelerator)")
     parser.add_argument(
@@ -121,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
         elif not answer.get("error"):
             print(answer["generated_text"] if len(photos) == 1 else f"{photo}: {answer['generated_text']}", flush=True)
             if arguments.names:
-                names = ", ".join(f"{name['name']} ({name['score']:.2f})" for name in answer["retrieved_names"])
-                print(f"  names: {names or 'none'}", flush=True)
+                field = next(field for field in answer if field.startswith("retrieved_"))
+                word = field.removeprefix("retrieved_")
+                found = ", ".join(f"{one[word[:-1]]} ({one['score']:.2f})" for one in answer[field])
+                print(f"  {word}: {found or 'none'}", flush=True)
     return 1 if failed else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -38,6 +39,25 @@ def make_parser() -> argparse.ArgumentParser:
         "because the release did not save the fusion it used",
     )
     evcap.add_argument("--dtype", default="auto", help="float32, float16 or bfloat16 (default: as in the checkpoint)")
+    smallcap = kinds.add_parser(
+        "smallcap",
+        help="a SmallCap checkpoint",
+        description="Convert a released SmallCap (config.json and pytorch_model.bin, decoder this_gpt2 or this_opt), "
+        "such as Yova/SmallCap7M.",
+    )
+    smallcap.add_argument("checkpoint", help="folder or Hub id")
+    smallcap.add_argument("--out", required=True, help="folder for the converted model, processor and datastore")
+    smallcap.add_argument("--revision", help="branch, tag or commit of the checkpoint's repo")
+    smallcap.add_argument(
+        "--tokenizer", help="the decoder's, folder or Hub id (default: the checkpoint's, or that of GPT-2 or OPT)"
+    )
+    smallcap.add_argument(
+        "--clip",
+        help="CLIP model of the vision encoder, such as openai/clip-vit-base-patch32; with its projection the model "
+        "searches a datastore of that CLIP by itself (without: queries of the release's RN50x64 are given to it)",
+    )
+    smallcap.add_argument("--datastore", help="datastore folder or Hub id to go with the model")
+    smallcap.add_argument("--dtype", default="auto", help="float32, float16 or bfloat16 (default: the checkpoint's)")
     memory = kinds.add_parser(
         "memory",
         help="an EVCap memory",
@@ -51,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Converts and says what became of every key."""
     arguments = make_parser().parse_args(argv)
-    from ..conversion import ConversionReport, convert_evcap, load_evcap_memory
+    from ..conversion import ConversionReport, convert_evcap, convert_smallcap, load_evcap_memory
 
     if arguments.kind == "memory":
         memory = load_evcap_memory(arguments.pickle)
@@ -59,6 +79,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{memory!r} written to {arguments.out}")
         return 0
     report = ConversionReport()
+    if arguments.kind == "smallcap":
+        smallcap, its_processor = convert_smallcap(
+            arguments.checkpoint,
+            tokenizer=arguments.tokenizer,
+            clip=arguments.clip,
+            datastore=arguments.datastore,
+            revision=arguments.revision,
+            dtype=arguments.dtype,
+            report=report,
+        )
+        _save(smallcap, its_processor, report, arguments.out)
+        return 0
     model, processor = convert_evcap(
         arguments.checkpoint,
         config=arguments.config,
@@ -71,8 +103,15 @@ def main(argv: list[str] | None = None) -> int:
         dtype=arguments.dtype,
         report=report,
     )
-    model.save_pretrained(arguments.out)
-    processor.save_pretrained(arguments.out)
-    print(report)
-    print(f"written to {arguments.out}")
+    _save(model, processor, report, arguments.out)
     return 0
+
+
+def _save(model: Any, processor: Any, report: Any, out: str) -> None:
+    model.save_pretrained(out)
+    print(report)
+    if processor is None:
+        print("no processor: nothing tells which tokenizer the decoder has; give --tokenizer")
+    else:
+        processor.save_pretrained(out)
+    print(f"written to {out}")

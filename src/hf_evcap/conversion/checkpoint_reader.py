@@ -19,7 +19,7 @@ _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def _locate(source: str, file: str, revision: str | None = None) -> Path | None:
+def locate_file(source: str, file: str, revision: str | None = None) -> Path | None:
     """Path of a file in a folder, or downloaded from a Hub repo; `None` if it is not there."""
     if os.path.isdir(source):
         path = Path(source) / file
@@ -76,21 +76,21 @@ def read_pretrained(
     source = os.fspath(source)
     wanted = tuple(prefixes) if prefixes is not None else ("",)
     for index_file in _INDEX_FILES:
-        index = _locate(source, index_file, revision)
+        index = locate_file(source, index_file, revision)
         if index is not None:
             shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             state: dict[str, torch.Tensor] = {}
             for shard in sorted({shard for key, shard in shard_of.items() if key.startswith(wanted)}):
-                path = _locate(source, shard, revision)
+                path = locate_file(source, shard, revision)
                 if path is None:
                     raise FileNotFoundError(f"{source} lists the shard {shard}, but does not hold it.")
                 state.update(read_state_file(path, wanted))
             return state
     for file in _WEIGHT_FILES:
-        path = _locate(source, file, revision)
+        path = locate_file(source, file, revision)
         if path is not None:
             return read_state_file(path, wanted)
     raise FileNotFoundError(f"{source!r} holds no weights ({', '.join(_WEIGHT_FILES)} or their shards).")
 
 
-__all__ = ["read_pretrained", "read_state_file"]
+__all__ = ["locate_file", "read_pretrained", "read_state_file"]

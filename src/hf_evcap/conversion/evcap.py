@@ -9,7 +9,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..memory_evcap import VisualNameMemory
 from ..modeling_evcap import EVCapForConditionalGeneration
 from ..processing_evcap import EVCapProcessor
 from .checkpoint_reader import read_pretrained, read_state_file
+from .conversion_report import ConversionReport, check_shapes
 from .reference_memory import load_evcap_memory
 
 
@@ -55,30 +55,6 @@ _RENAMINGS = [
 ]
 # Not weights: positions 0, 1, 2, ... and rotary frequencies, which the modules make themselves.
 _DERIVED = re.compile(r"(\.position_ids|\.rotary_emb\.inv_freq)$")
-
-
-@dataclass
-class ConversionReport:
-    """
-    What became of every key.
-
-    Args:
-        used (`dict[str, str]`): Our key for each key that was read.
-        unused (`list[str]`): Keys of the checkpoint that the model has no place for.
-        missing (`list[str]`): Weights of the model that no checkpoint held.
-        initialized (`list[str]`): Those of the missing that were initialised as `fusion_init` asked.
-    """
-
-    used: dict[str, str] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    initialized: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.used)} keys used, {len(self.unused)} unused, {len(self.missing)} missing"]
-        for title in ("unused", "missing", "initialized"):
-            lines.extend(f"  {title}: {key}" for key in getattr(self, title))
-        return "\n".join(lines)
 
 
 def _rename(key: str) -> str | None:
@@ -386,7 +362,7 @@ def convert_evcap(
     config.image_token_id = processor.image_token_id
     with torch.device("meta"):
         expected = EVCapForConditionalGeneration(config).state_dict()
-    _check_shapes(converted, expected)
+    check_shapes(converted, expected)
     missing = [key for key in expected if key not in converted]
     seed = 0
     if not has_fusion:
@@ -421,15 +397,6 @@ def convert_evcap(
     return model.eval(), processor
 
 
-def _check_shapes(converted: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    for key, tensor in converted.items():
-        if key in expected and tensor.shape != expected[key].shape:
-            raise ValueError(
-                f"{key} has shape {tuple(tensor.shape)} in the checkpoint and {tuple(expected[key].shape)} in the "
-                "model of this config; check the config's sizes."
-            )
-
-
 def _tied_output_embeddings(config: EVCapConfig, missing: list[str]) -> set[str]:
     """Output embeddings that a language model shares with its input embeddings are not in its checkpoint."""
     tied = getattr(config.text_config, "tie_word_embeddings", False)
@@ -448,4 +415,4 @@ def _load_memory(
     return VisualNameMemory.from_pretrained(memory)
 
 
-__all__ = ["ConversionReport", "convert_evcap"]
+__all__ = ["convert_evcap"]
