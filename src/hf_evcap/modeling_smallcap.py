@@ -303,7 +303,8 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
                 f"`retrieval_queries` must have the shape (batch_size, {retriever.memory.dim}) of the datastore's "
                 f"keys, got {tuple(retrieval_queries.shape)}."
             )
-        return retriever(retrieval_queries, k, exclude_rows)
+        drawn_by = self.training_retrieval if self.training else None
+        return retriever(retrieval_queries, k, exclude_rows, drawn_by)
 
     def encode_images(
         self,

@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput, logging
 
 from .configuration_evcap import EVCapConfig
 from .memory_evcap import VisualNameMemory
-from .retrieval_rows import GrowingRows, RowRetriever
+from .retrieval_rows import GrowingRows, RowRetriever, keep_first
 
 
 logger = logging.get_logger(__name__)
@@ -139,14 +139,6 @@ def first_occurrences(ids: torch.LongTensor) -> torch.BoolTensor:
     earlier = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril(-1)
     repeated = ((ids[:, :, None] == ids[:, None, :]) & earlier).any(-1)
     return ~repeated & (ids >= 0)
-
-
-def keep_first(kept: torch.BoolTensor, k: int, *values: torch.Tensor, fill: Sequence[float]) -> list[torch.Tensor]:
-    """Moves the first `k` marked places of each row to the front and fills the rest, for each of `values`."""
-    k = min(k, kept.shape[1])
-    order = torch.sort(~kept, dim=1, stable=True).indices[:, :k]
-    present = kept.gather(1, order)
-    return [torch.where(present, value.gather(1, order), filler) for value, filler in zip(values, fill, strict=True)]
 
 
 class NameRetriever(RowRetriever):

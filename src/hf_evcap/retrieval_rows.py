@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from typing_extensions import Self
 
 from .retrieval_store import RetrievalStore
+
+
+def keep_first(kept: torch.BoolTensor, k: int, *values: torch.Tensor, fill: Sequence[float]) -> list[torch.Tensor]:
+    """Moves the first `k` marked places of each row to the front and fills the rest, for each of `values`."""
+    k = min(k, kept.shape[1])
+    order = torch.sort(~kept, dim=1, stable=True).indices[:, :k]
+    present = kept.gather(1, order)
+    return [torch.where(present, value.gather(1, order), filler) for value, filler in zip(values, fill, strict=True)]
 
 
 class GrowingRows:
@@ -158,4 +167,4 @@ class RowRetriever:
         return scores.masked_fill(repeated, -torch.inf), rows
 
 
-__all__ = ["GrowingRows", "RowRetriever"]
+__all__ = ["GrowingRows", "RowRetriever", "keep_first"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 from transformers.utils import ModelOutput
 
 from .datastore_smallcap import CaptionDatastore
-from .retrieval_rows import RowRetriever
+from .retrieval_rows import RowRetriever, keep_first
 
 
 @dataclass
@@ -52,38 +54,46 @@ class CaptionRetriever(RowRetriever):
     memory: CaptionDatastore
 
     def __call__(
-        self, queries: torch.Tensor, k: int, exclude_rows: torch.LongTensor | None = None
+        self,
+        queries: torch.Tensor,
+        k: int,
+        exclude_rows: torch.LongTensor | None = None,
+        training_retrieval: Any = None,
     ) -> SmallCapRetrievedCaptions:
         """
-        Finds the k captions most similar to each photo.
+        Finds the k captions most similar to each photo; fewer where the datastore's `min_similarity` forbids others.
 
         Args:
             queries (`torch.Tensor` of shape `(batch_size, dim)`): Need not be normalised.
             k (`int`): Captions for each photo.
             exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*):
                 Rows that a photo must not retrieve (its own captions, in training); -1 excludes nothing.
+            training_retrieval ([`TrainingRetrieval`], *optional*): Draws the k captions from more candidates.
 
         Raises:
             ValueError: The datastore has fewer rows that a photo may retrieve.
         """
         self.to(queries.device)
-        scores, rows = self.nearest(queries[:, None], k, exclude_rows)
-        scores, rows = scores[:, 0], rows[:, 0]
-        found = int(scores.isfinite().sum(-1).min()) if scores.shape[1] == k and len(scores) else scores.shape[1]
-        if found < k and len(queries):
+        excluded = 0 if exclude_rows is None or not exclude_rows.numel() else int((exclude_rows >= 0).sum(-1).max())
+        if self.rows - excluded < k:
             raise ValueError(
-                f"The datastore has {self.rows} captions, of which a photo may retrieve {found}; a prompt has {k}. "
-                "Add captions, or set `model.config.num_retrieved_captions`."
+                f"The datastore has {self.rows} captions, of which a photo may retrieve {self.rows - excluded}; a "
+                f"prompt has {k}. Add captions, or set `model.config.num_retrieved_captions`."
             )
-        flat = rows.flatten().cpu().numpy()
-        found_rows = self.memory.columns.select(["caption", "image_id"]).take(flat)
-        captions, image_ids = found_rows["caption"].to_pylist(), found_rows["image_id"].to_pylist()
-        starts = range(0, len(flat), k) if k else [0] * len(queries)
+        wanted = k if training_retrieval is None else training_retrieval.candidates(k)
+        scores, rows = (found[:, 0] for found in self.nearest(queries[:, None], wanted, exclude_rows))
+        kept = scores.isfinite()
+        if training_retrieval is not None:
+            kept = training_retrieval.kept(kept, k)
+        scores, rows = keep_first(kept, k, scores, rows, fill=(0.0, -1))
+        counts = (rows >= 0).sum(-1).tolist()
+        found = self.memory.columns.select(["caption", "image_id"]).take(rows[rows >= 0].cpu().numpy())
+        captions, image_ids = iter(found["caption"].to_pylist()), iter(found["image_id"].to_pylist())
         return SmallCapRetrievedCaptions(
-            [captions[start : start + k] for start in starts],
+            [list(islice(captions, count)) for count in counts],
             scores,
             rows,
-            [image_ids[start : start + k] for start in starts],
+            [list(islice(image_ids, count)) for count in counts],
         )
 
 
