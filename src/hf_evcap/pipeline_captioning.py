@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .hub_upload import take_hub_arguments
 from .photo_loading import load_photo
+from .store_photos import check_preprocessing
 
 
 logger = logging.get_logger(__name__)
@@ -52,6 +53,15 @@ class CaptioningPipeline(ImageTextToTextPipeline):
     >>> pipe("photo.jpg", num_beams=5)
     ```
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        memory = getattr(self.model, "memory", None) if self.captions_photos else None
+        for store in [] if memory is None else getattr(memory, "memories", {"": memory}).values():
+            try:
+                check_preprocessing(store, self.processor)
+            except ValueError as problem:
+                logger.warning(str(problem))
 
     @property
     def captions_photos(self) -> bool:

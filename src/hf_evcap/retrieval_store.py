@@ -35,6 +35,9 @@ class RetrievalStore(HubStore):
             Identity of the encoder that made the keys; a model refuses a store of another encoder. `None` means
             unknown and is accepted.
         query_tokens_hash (`str`, *optional*): Hash of the image queries when the keys were made; shown, not enforced.
+        preprocessing_hash (`str`, *optional*):
+            What [`~store_photos.hash_preprocessing`] gives for the image processor that prepared the photos. Photos
+            prepared otherwise are not added.
         retrieval (`dict`, *optional*): Retrieval settings that suit these rows.
         licenses (`dict[str, str]`, *optional*): Licence of each source, for the card.
         index_factory (`str`, *optional*): FAISS index factory string. `Flat` is exact. `None` chooses by size.
@@ -54,6 +57,7 @@ class RetrievalStore(HubStore):
         *,
         encoder_fingerprint: str | None = None,
         query_tokens_hash: str | None = None,
+        preprocessing_hash: str | None = None,
         retrieval: dict[str, Any] | None = None,
         licenses: dict[str, str] | None = None,
         index_factory: str | None = None,
@@ -82,6 +86,7 @@ class RetrievalStore(HubStore):
         self._set_up(columns, KeyRows.of(keys))
         self.encoder_fingerprint = encoder_fingerprint
         self.query_tokens_hash = query_tokens_hash
+        self.preprocessing_hash = preprocessing_hash
         self.retrieval = dict(retrieval or {})
         self.licenses = dict(licenses or {})
         self._index_factory = index_factory
@@ -100,6 +105,7 @@ class RetrievalStore(HubStore):
         return {
             "encoder_fingerprint": self.encoder_fingerprint,
             "query_tokens_hash": self.query_tokens_hash,
+            "preprocessing_hash": self.preprocessing_hash,
             "retrieval": self.retrieval,
             "licenses": self.licenses,
             "index_factory": self._index_factory,
@@ -116,6 +122,7 @@ class RetrievalStore(HubStore):
         *,
         encoder_fingerprint: str | None = None,
         query_tokens_hash: str | None = None,
+        preprocessing_hash: str | None = None,
         retrieval: dict[str, Any] | None = None,
         licenses: dict[str, str] | None = None,
         index_factory: str | None = None,
@@ -141,6 +148,7 @@ class RetrievalStore(HubStore):
             KeyRows.of(new_keys),
             encoder_fingerprint=encoder_fingerprint,
             query_tokens_hash=query_tokens_hash,
+            preprocessing_hash=preprocessing_hash,
             retrieval=retrieval,
             licenses=licenses,
             index_factory=index_factory,
@@ -283,6 +291,7 @@ class RetrievalStore(HubStore):
             "columns": [self.text_column, "key", *self._further_columns()],
             "encoder_fingerprint": self.encoder_fingerprint,
             "query_tokens_hash": self.query_tokens_hash,
+            "preprocessing_hash": self.preprocessing_hash,
             "index_factory": self.index_factory,
             "retrieval": self.retrieval,
             "licenses": self.licenses,
@@ -443,6 +452,7 @@ class RetrievalStore(HubStore):
         merged.licenses = {**other.licenses, **self.licenses}
         merged.encoder_fingerprint = self.encoder_fingerprint or other.encoder_fingerprint
         merged.query_tokens_hash = self.query_tokens_hash or other.query_tokens_hash
+        merged.preprocessing_hash = self.preprocessing_hash or other.preprocessing_hash
         if len(rows):
             keys = check_keys(other.key_rows.take(rows), len(rows), self.dim, self.key_rows.dtype)
             merged._append(other.columns.take(pa.array(rows)), keys)
@@ -473,6 +483,11 @@ class RetrievalStore(HubStore):
             raise ValueError(
                 f"These {self.store_word} rows come from different encoders ({encoders}, keys of dimension {self.dim} "
                 f"and {other.dim}); their keys cannot be compared. Rebuild one with the other's model."
+            )
+        if None not in (seen := {self.preprocessing_hash, other.preprocessing_hash}) and len(seen) > 1:
+            raise ValueError(
+                f"The photos of these {self.store_word} rows were prepared by different image processors (sizes, "
+                "crops or means); their keys cannot be compared. Rebuild one with the other's processor."
             )
 
     def _row_ids(self) -> list[bytes]:

@@ -88,6 +88,7 @@ class HubStore:
             "columns_sha256": hash_columns(self.columns.select(self._further_columns())),
             "encoder_fingerprint": self.encoder_fingerprint,
             "query_tokens_hash": self.query_tokens_hash,
+            "preprocessing_hash": self.preprocessing_hash,
             "retrieval": self.retrieval,
             "licenses": self.licenses,
             "package_version": _package_version(),
@@ -120,7 +121,8 @@ class HubStore:
             subfolder (`str`, *optional*): Folder inside, `"memory"` for a memory that a model repo carries.
             repo_type (`str`, *optional*, defaults to `"dataset"`): `"model"` for a memory that a model repo carries.
             memory_map (`bool`, *optional*, defaults to `False`): Leave a large index on disk and read what a search
-                needs. Inverted-list indexes (`IVF...`) gain from it.
+                needs. Inverted-list indexes (`IVF...`) gain from it. The rows are read as always: their hash is
+                checked, and the nearest are compared again exactly.
 
         Raises:
             FileNotFoundError: There is none there.
@@ -174,6 +176,7 @@ class HubStore:
             keys,
             encoder_fingerprint=manifest.get("encoder_fingerprint"),
             query_tokens_hash=manifest.get("query_tokens_hash"),
+            preprocessing_hash=manifest.get("preprocessing_hash"),
             retrieval=manifest.get("retrieval"),
             licenses=manifest.get("licenses"),
             index_factory=chosen,

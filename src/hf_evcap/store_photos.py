@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,15 @@ from .photo_loading import load_photo
 
 
 logger = logging.get_logger(__name__)
+
+# Steps of an image processor, and the settings by which each is done.
+_PREPROCESSING = (
+    ("do_resize", ("size", "resample")),
+    ("do_center_crop", ("crop_size",)),
+    ("do_rescale", ("rescale_factor",)),
+    ("do_normalize", ("image_mean", "image_std")),
+    ("do_pad", ("pad_size",)),
+)
 
 
 class PhotoRows:
@@ -40,6 +51,7 @@ class PhotoRows:
             model.memory_key_size,
             encoder_fingerprint=model.encoder_fingerprint,
             query_tokens_hash=model.query_tokens_hash,
+            preprocessing_hash=hash_preprocessing(processor),
             **settings,
         )
         start = 0
@@ -74,6 +86,7 @@ class PhotoRows:
     ) -> Any:
         """Encodes photos and adds a row for each, all of them or, where one fails, none."""
         model.check_memory(self)
+        check_preprocessing(self, processor)
         word = self.text_word
         texts = [texts] * len(images) if isinstance(texts, str) else list(texts)
         if len(texts) != len(images):
@@ -97,6 +110,52 @@ class PhotoRows:
             for column, values in columns.items()
         }
         return self.add([texts[place] for place in kept], np.concatenate(keys), **further)
+
+
+def hash_preprocessing(processor: Any) -> str | None:
+    """
+    Hash of what decides which pixels an encoder sees: sizes, crops, means, whichever class applies them.
+
+    Args:
+        processor: A processor with an `image_processor`, or an image processor.
+
+    Returns:
+        `str`, or `None` where the processor does not say.
+    """
+    image_processor = getattr(processor, "image_processor", processor)
+    if not hasattr(image_processor, "to_dict"):
+        return None
+    settings = image_processor.to_dict()
+    steps = []
+    for switch, names in _PREPROCESSING:
+        if settings.get(switch):
+            steps.append([switch, *(_plain(settings.get(name)) for name in names)])
+    return hashlib.sha256(json.dumps(steps).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON, the same for equal settings: no order, no empty entries, rounded numbers."""
+    if isinstance(value, Mapping):
+        return sorted([name, _plain(entry)] for name, entry in value.items() if entry is not None)
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return float(f"{value:.6g}") if isinstance(value, (int, float)) else value
+
+
+def check_preprocessing(store: Any, processor: Any) -> None:
+    """
+    Compares a processor with the one that prepared a store's photos.
+
+    Raises:
+        ValueError: Photos would be prepared otherwise, so that their vectors could not be compared.
+    """
+    theirs = store.preprocessing_hash
+    ours = None if theirs is None else hash_preprocessing(processor)
+    if None not in (theirs, ours) and theirs != ours:
+        raise ValueError(
+            f"The photos of the {store.store_word} were prepared by another image processor (other sizes, crops or "
+            "means) than this one. Use the processor that belongs to the model that built it, or build it anew."
+        )
 
 
 def as_texts(value: Any) -> list[Any]:
@@ -145,4 +204,4 @@ def encode_photos(
     return model.encode_memory_keys(processor, loaded).numpy(), places
 
 
-__all__ = ["PhotoRows", "as_texts", "batched", "encode_photos"]
+__all__ = ["PhotoRows", "batched", "check_preprocessing", "encode_photos", "hash_preprocessing"]

@@ -47,6 +47,7 @@ def folder(tmp_path: Path) -> Path:
     memory = make_memory(
         encoder_fingerprint="e" * 64,
         query_tokens_hash="q" * 64,
+        preprocessing_hash="p" * 64,
         retrieval={"min_similarity": 0.25},
         licenses={"lvis": "CC BY 4.0"},
         index_factory="IVF4,SQ8",
@@ -75,6 +76,7 @@ def test_round_trip(folder: Path) -> None:
     assert loaded.settings == {
         "encoder_fingerprint": "e" * 64,
         "query_tokens_hash": "q" * 64,
+        "preprocessing_hash": "p" * 64,
         "retrieval": {"min_similarity": 0.25},
         "licenses": {"lvis": "CC BY 4.0"},
         "index_factory": "IVF4,SQ8",

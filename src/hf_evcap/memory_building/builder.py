@@ -21,7 +21,7 @@ from ..memory_evcap import VisualNameMemory
 from ..photo_loading import hash_photo, load_photo
 from ..store_files import read_columns
 from ..store_keys import KeyBuffer, KeyRows
-from ..store_photos import encode_photos
+from ..store_photos import encode_photos, hash_preprocessing
 from .photo_sources import NamedPhotos
 from .resumable_shards import ResumableShards
 
@@ -106,7 +106,8 @@ def build_store(
         ValueError: An unfinished build of another plan lies beside the folder.
     """
     work = Path(f"{Path(save_directory)}.building")
-    fingerprints = {name: settings.get(name) for name in ("encoder_fingerprint", "query_tokens_hash")}
+    identity = ("encoder_fingerprint", "query_tokens_hash", "preprocessing_hash")
+    fingerprints = {name: settings.get(name) for name in identity}
     sizes = {"batch_size": batch_size, "shard_size": shard_size}
     shards = ResumableShards(work, {**plan, **fingerprints, **sizes}, items, shard_size, restart=restart)
     processes = shards.processes
@@ -184,6 +185,7 @@ def build_memory(
         settings={
             "encoder_fingerprint": model.encoder_fingerprint,
             "query_tokens_hash": model.query_tokens_hash,
+            "preprocessing_hash": hash_preprocessing(processor),
             "index_factory": index_factory,
             "licenses": {**photos.licenses, **(licenses or {})},
         },
