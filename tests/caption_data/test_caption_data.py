@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from caption_files import (
+    karpathy_image,
+    write,
+    write_coco,
+    write_karpathy,
+    write_lines,
+    write_parquet,
+    write_whoops,
+)
 from PIL import Image
 
 from hf_evcap.caption_data import FORMATS, load_caption_data
@@ -32,57 +39,35 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(path: Path, value: Any) -> Path:
-    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
-    return path
-
-
-def karpathy_image(name: str, split: str, number: int, **fields: Any) -> dict[str, Any]:
-    sentences = [
-        {"tokens": ["a", "cat"], "raw": f"A cat {number}.", "imgid": number, "sentid": number * 2},
-        {"tokens": ["cat"], "raw": f"Cat {number}", "imgid": number, "sentid": number * 2 + 1},
-    ]
-    return {"filename": name, "imgid": number, "split": split, "sentences": sentences, **fields}
-
-
 def coco_karpathy(folder: Path) -> Path:
     images = [
-        karpathy_image("COCO_val2014_000000000042.jpg", "test", 0, filepath="val2014", cocoid=42),
-        karpathy_image("COCO_train2014_000000000009.jpg", "train", 1, filepath="train2014", cocoid=9),
-        karpathy_image("COCO_val2014_000000000073.jpg", "restval", 2, filepath="val2014", cocoid=73),
-    ]
-    return write(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
+        karpathy_image(name, split, [f"A cat {number}.", f"Cat {number}"], filepath=place, cocoid=cocoid)
+        for number, (name, split, place, cocoid) in enumerate([
+            ("COCO_val2014_000000000042.jpg", "test", "val2014", 42),
+            ("COCO_train2014_000000000009.jpg", "train", "train2014", 9),
+            ("COCO_val2014_000000000073.jpg", "restval", "val2014", 73),
+        ])
+    ]  # fmt: skip
+    return write_karpathy(folder, images)
 
 
-def coco_captions(folder: Path, **changes: Any) -> Path:
-    content = {
-        "info": {},
-        "licenses": [],
-        "images": [
-            {"id": 42, "file_name": "COCO_val2014_000000000042.jpg", "coco_url": "http://x.org/val2014/COCO.jpg"},
-            {"id": 73, "file_name": "COCO_val2014_000000000073.jpg", "coco_url": "http://x.org/val2014/COCO.jpg"},
-        ],
-        "annotations": [
-            {"image_id": 73, "id": 1, "caption": "A sink."},
-            {"image_id": 42, "id": 2, "caption": "Shoes."},
-            {"image_id": 42, "id": 3, "caption": "A dog on shoes."},
-        ],
-        **changes,
-    }
-    return write(folder / "captions_val2014.json", content)
+COCO_PHOTOS = {42: "COCO_val2014_000000000042.jpg", 73: "COCO_val2014_000000000073.jpg"}
+COCO_CAPTIONS = [(73, "A sink."), (42, "Shoes."), (42, "A dog on shoes.")]
+
+
+def coco_captions(folder: Path, captions: list[tuple[int, str]] = COCO_CAPTIONS) -> Path:
+    return write_coco(folder, COCO_PHOTOS, captions, coco_url=["http://x.org/val2014/COCO.jpg"] * 2)
 
 
 def nocaps(folder: Path) -> Path:
-    images = [
-        {"id": 0, "file_name": "a.png", "open_images_id": "0013", "domain": "out-domain", "width": 8},
-        {"id": 1, "file_name": "b.png", "open_images_id": "0014", "domain": "in-domain", "width": 8},
-    ]
-    annotations = [{"image_id": n % 2, "id": n, "caption": f"caption {n}"} for n in range(20)]
-    return write(folder / "nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
-
-
-def lines(folder: Path, rows: list[Any], name: str = "captions.jsonl") -> Path:
-    return write(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+    return write_coco(
+        folder,
+        {0: "a.png", 1: "b.png"},
+        [(number % 2, f"caption {number}") for number in range(20)],
+        name="nocaps_val_4500_captions.json",
+        domain=["out-domain", "in-domain"],
+        open_images_id=["0013", "0014"],
+    )
 
 
 def pixels(dataset: Any) -> list[int]:
@@ -124,7 +109,7 @@ def test_coco_2014_names_are_found_among_the_photos_of_2017(folder: Path) -> Non
 
 
 def test_karpathy_flickr30k_has_ids_from_file_names(folder: Path) -> None:
-    write(folder / "dataset_flickr30k.json", {"images": [karpathy_image("1000092795.jpg", "test", 0)]})
+    write_karpathy(folder, [karpathy_image("1000092795.jpg", "test", ["A man."])], name="flickr30k")
     dataset = load_caption_data("flickr30k", images=folder / "photos")
     assert dataset["image_id"][:] == ["1000092795"] and pixels(dataset) == [3]
 
@@ -146,26 +131,22 @@ def test_nocaps_has_domains(folder: Path) -> None:
 
 
 def test_whoops_from_its_table_and_from_a_dataset_like_the_hub_s(folder: Path) -> None:
-    file = folder / "whoops_dataset.csv"
-    with file.open("w", newline="") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["image_id", "selected_caption", "crowd_captions", "commonsense_category"])
-        writer.writerow(["a", "a caption", json.dumps(["odd, one", "odd two"]), "Deviation"])
-        writer.writerow(["b", "b caption", "['even one', \"even two\"]", "Cultural"])
+    file = write_whoops(folder, [("a", ["odd, one", "odd two"]), ("b", ["even one", "even two"])])
+    file.write_text(file.read_text().replace('"[""even one"", ""even two""]"', "\"['even one', 'even two']\""))
     dataset = load_caption_data("whoops", annotations=file, images=folder / "photos")
     assert dataset["image_id"][:] == ["a", "b"] and pixels(dataset) == [4, 5]
     assert dataset["captions"][:] == [["odd, one", "odd two"], ["even one", "even two"]]
-    assert dataset["commonsense_category"][:] == ["Deviation", "Cultural"]
+    assert dataset["commonsense_category"][:] == ["Deviation", "Deviation"]
 
-    rows = {
-        "image": [str(folder / "photos" / "a.png"), str(folder / "photos" / "b.png")],
+    (folder / "hub").mkdir()
+    columns = {
         "image_id": ["a", "b"],
         "selected_caption": ["one", "two"],
         "crowd_captions": [["odd one"], ["even one"]],
     }
-    hub = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
-    (folder / "hub").mkdir()
-    hub.to_parquet(folder / "hub" / "test-00000-of-00001.parquet")
+    write_parquet(
+        folder / "hub" / "test-00000-of-00001.parquet", [folder / "photos" / f"{name}.png" for name in "ab"], **columns
+    )
     like_hub = load_caption_data(folder / "hub", "test", format="whoops")
     assert like_hub["captions"][:] == [["odd one"], ["even one"]] and pixels(like_hub) == [4, 5]
 
@@ -175,7 +156,7 @@ def test_jsonl(folder: Path) -> None:
         {"image": "photos/a.png", "captions": ["one", "two"], "source": "x"},
         {"image": "photos/b.png", "captions": ["three"], "source": 3},
     ]
-    dataset = load_caption_data(lines(folder, rows))
+    dataset = load_caption_data(write_lines(folder, rows))
     assert dataset["image_id"][:] == ["photos/a.png", "photos/b.png"]
     assert dataset["captions"][:] == [["one", "two"], ["three"]] and dataset["source"][:] == ["x", "3"]
     (folder / "captions.jsonl").rename(folder / "list.json")
@@ -199,16 +180,13 @@ def test_image_folder_with_metadata(folder: Path, format: str | None) -> None:
         for name in names:
             (folder / "photos" / f"{name}.png").rename(folder / "set" / split / f"{name}.png")
         rows = [{"file_name": f"{name}.png", "caption": f"caption {name}"} for name in names]
-        lines(folder / "set" / split, rows, "metadata.jsonl")
+        write_lines(folder / "set" / split, rows, "metadata.jsonl")
     dataset = load_caption_data(folder / "set", "test", format=format)
     assert dataset["captions"][:] == [["caption b"]] and pixels(dataset) == [5]
 
 
 def parquet(folder: Path, name: str = "validation.parquet", **columns: Any) -> Path:
-    table = {"image": [str(folder / "photos" / "a.png"), str(folder / "photos" / "b.png")], **columns}
-    data = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
-    data.to_parquet(folder / name)
-    return folder / name
+    return write_parquet(folder / name, [folder / "photos" / "a.png", folder / "photos" / "b.png"], **columns)
 
 
 def test_parquet_keeps_photos_and_other_columns(folder: Path) -> None:
@@ -245,14 +223,14 @@ def test_a_dataset_that_was_saved_to_disk(folder: Path) -> None:
 
 
 def test_a_test_set_without_references(folder: Path) -> None:
-    file = coco_captions(folder, annotations=[])
+    file = coco_captions(folder, [])
     assert load_caption_data(file, images=folder / "photos")["captions"][:] == [[], []]
     with pytest.raises(ValueError, match="2 of 2 image ids have no captions: 42, 73"):
         load_caption_data(file, images=folder / "photos", require_captions=True)
 
 
 def test_photos_that_are_missing_are_named_or_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = lines(folder, [{"image": "a.png", "caption": "x"}, {"image": "lost.png", "caption": "y"}])
+    file = write_lines(folder, [{"image": "a.png", "caption": "x"}, {"image": "lost.png", "caption": "y"}])
     with pytest.raises(FileNotFoundError, match=r"captions.jsonl, line 2: there is no photo lost.png in .*photos"):
         load_caption_data(file, images=folder / "photos")
     kept = load_caption_data(file, images=folder / "photos", on_error="skip")
@@ -287,24 +265,22 @@ def test_photos_that_are_missing_are_named_or_left_out(folder: Path, caplog: pyt
 )  # fmt: skip
 def test_bad_rows(folder: Path, rows: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_caption_data(lines(folder, rows, "rows.jsonl"), images=folder / "photos")
+        load_caption_data(write_lines(folder, rows, "rows.jsonl"), images=folder / "photos")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"annotations": [{"image_id": 5, "id": 1, "caption": "x"}]},
-            "captions of 1 image ids that `images` does not",
-        ),
-        ({"annotations": [{"image_id": 42, "id": 1, "bbox": [0]}]}, "this is no caption file"),
-        ({"annotations": [{"image_id": 42, "id": 1, "caption": "x"}]}, "1 of 2 image ids have no captions: 73"),
-        ({"images": [{"id": 42, "file_name": "a.png"}] * 2}, "the image id 42 stands twice"),
-    ],
-)
-def test_bad_coco_files(folder: Path, changes: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load_caption_data(coco_captions(folder, **changes), images=folder / "photos")
+def test_bad_coco_files(folder: Path) -> None:
+    for captions, message in (
+        ([(5, "x")], "captions of 1 image ids that `images` does not list, such as 5"),
+        ([(42, "x")], "1 of 2 image ids have no captions: 73"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_caption_data(coco_captions(folder, captions), images=folder / "photos")
+    boxes = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "id": 1, "bbox": [0]}]}
+    with pytest.raises(ValueError, match="this is no caption file"):
+        load_caption_data(write(folder / "boxes.json", boxes), images=folder / "photos")
+    twice = {"images": [{"id": 42, "file_name": "a.png"}] * 2, "annotations": []}
+    with pytest.raises(ValueError, match="the image id 42 stands twice"):
+        load_caption_data(write(folder / "twice.json", twice), images=folder / "photos")
 
 
 @pytest.mark.parametrize(
@@ -339,6 +315,6 @@ def test_bad_arguments(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*nothing.json"):
         load_caption_data(folder / "nothing.json")
     with pytest.raises(ValueError, match="does not say which split a photo is of; leave out the split 'test'"):
-        load_caption_data(lines(folder, [{"image": "a.png", "caption": "x"}]), "test", images=folder / "photos")
+        load_caption_data(write_lines(folder, [{"image": "a.png", "caption": "x"}]), "test", images=folder / "photos")
     with pytest.raises(ValueError, match="`annotations` goes with a benchmark's name"):
         load_caption_data(folder, annotations="x.json")

@@ -79,10 +79,11 @@ def choose_photos(rows: Sequence[Mapping[str, Any]], count: int) -> list[dict[st
     if "cider" not in rows[0]:
         sample = random.Random(0).sample(list(rows), min(count, len(rows)))
         return [{"title": "Captions", "note": "Drawn at random.", "rows": sample}]
+    fewer = -(-2 * count // 3)
     if "cider_without_memory" in rows[0]:
         gains = sorted(rows, key=lambda row: row["cider"] - row["cider_without_memory"], reverse=True)
-        helped = [row for row in gains if row["cider"] > row["cider_without_memory"]][: count // 2]
-        harmed = [row for row in reversed(gains) if row["cider"] < row["cider_without_memory"]][: count // 2]
+        helped = [row for row in gains if row["cider"] > row["cider_without_memory"]][:fewer]
+        harmed = [row for row in reversed(gains) if row["cider"] < row["cider_without_memory"]][:fewer]
         parts.append({"title": "Where the memory helped most", "note": "By the gain in CIDEr.", "rows": helped})
         parts.append({"title": "Where the memory harmed most", "note": "By the loss in CIDEr.", "rows": harmed})
     ranked = sorted(rows, key=lambda row: row["cider"], reverse=True)
@@ -120,7 +121,7 @@ def histogram(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Counts of photos by CIDEr, with and without the memory, in bins of equal width; the last holds what is beyond.
 
     Returns:
-        `dict`: `width` of a bin, `counts`, maybe `counts_without`, `highest` count and `mean`.
+        `dict`: `width` of a bin, `counts`, `counts_without` (or `None`), `highest` count and `mean`.
     """
     values = [row["cider"] for row in rows]
     width = max(5, 5 * round(sorted(values)[int(0.98 * (len(values) - 1))] / _BINS / 5 + 0.5))
@@ -131,10 +132,10 @@ def histogram(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             counts[min(int(value / width), _BINS - 1)] += 1
         return counts
 
-    result = {"width": width, "counts": count(values), "mean": sum(values) / len(values)}
-    if "cider_without_memory" in rows[0]:
-        result["counts_without"] = count([row["cider_without_memory"] for row in rows])
-    result["highest"] = max(result["counts"] + result.get("counts_without", []))
+    result: dict[str, Any] = {"width": width, "counts": count(values), "mean": sum(values) / len(values)}
+    without = [row["cider_without_memory"] for row in rows if "cider_without_memory" in row]
+    result["counts_without"] = count(without) if without else None
+    result["highest"] = max(result["counts"] + (result["counts_without"] or []))
     return result
 
 

@@ -61,13 +61,14 @@ def markdown_report(results: Mapping[str, Any]) -> str:
     parts = [f"# {model['name']} on {data['title']}", f"{what}. Figures are times 100, as papers print them."]
     if not results["variants"][0]["metrics"]:
         return "\n\n".join([*parts, "The dataset has no references: nothing was scored."]) + "\n"
-    if len(results["variants"][0]["metrics"]) > 1:
+    several = len(results["variants"][0]["metrics"]) > 2  # "all" and more than one group
+    if several:
         parts += [f"By {results['group_by']}:", group_table(results["variants"][0])]
     parts.append(comparison_table(results))
     if results["published"]:
         sources = {row["source"]: row.get("url") for row in results["published"]}
         listed = [f"[{source}]({url})" if url else source for source, url in sources.items()]
         parts.append(f"Published: {'; '.join(listed)}.")
-    if len(results["variants"][0]["metrics"]) > 1:
+    if several and "CIDEr" in results["variants"][0]["metrics"]["all"]:
         parts.append("A group's CIDEr takes document frequencies from its own references.")
     return "\n\n".join(parts) + "\n"
