@@ -19,6 +19,7 @@ import torch
 import yaml
 from transformers.utils import logging
 
+from hf_evcap.training.tiny_export import export_captioner
 from hf_evcap.training.tiny_recipe import TinyRecipe
 
 
@@ -52,7 +53,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     recipe = yaml.safe_load(Path(arguments.recipe).read_text(encoding="utf-8"))
     trained = TinyRecipe(recipe, arguments.data, arguments.work, vision_weights(arguments.vision_weights))
-    print(trained.export(arguments.output, arguments.embedded))
+    print(export_captioner(trained, arguments.output, arguments.embedded))
 
 
 if __name__ == "__main__":

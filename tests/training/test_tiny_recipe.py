@@ -16,7 +16,9 @@ from PIL import Image
 import hf_evcap.training
 from hf_evcap import EVCapForConditionalGeneration, EVCapProcessor
 from hf_evcap.modeling_efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
-from hf_evcap.training.tiny_recipe import TinyRecipe, read_names
+from hf_evcap.training.tiny_data import TinyData, read_names
+from hf_evcap.training.tiny_export import export_captioner, memory_rows
+from hf_evcap.training.tiny_recipe import TinyRecipe
 from tests.test_modeling_efficientnet_lite import published_name
 
 
@@ -79,12 +81,12 @@ def recipe() -> dict:
 
 def test_recipe_makes_a_repo_that_captions(data, recipe, tmp_path):
     trained = TinyRecipe(recipe, data, tmp_path / "work", data / "vision.pth")
-    output = trained.export(tmp_path / "model")
+    output = export_captioner(trained, tmp_path / "model")
     model = EVCapForConditionalGeneration.from_pretrained(output).eval()
     processor = EVCapProcessor.from_pretrained(output)
     assert model.dtype == torch.float32
     counts = model.memory.describe()
-    assert counts["rows"] == 9 + sum(len(row["names"]) for row in trained.memory_rows() if row["kind"] == "scene")
+    assert counts["rows"] == 9 + sum(len(row["names"]) for row in memory_rows(trained) if row["kind"] == "scene")
     assert {"red square", "wall"} <= set(model.memory.names)
     inputs = processor(images=[Image.new("RGB", (60, 40), "red")] * 2, return_tensors="pt")
     ids = model.generate(**inputs, num_beams=2, max_new_tokens=5)
@@ -94,7 +96,8 @@ def test_recipe_makes_a_repo_that_captions(data, recipe, tmp_path):
 
     # Nothing is made again: the stages' results are all there, and the second repo is the first.
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*") if path.is_file()}
-    TinyRecipe(recipe, data, tmp_path / "work", data / "vision.pth").export(tmp_path / "again", embedded=True)
+    again = TinyRecipe(recipe, data, tmp_path / "work", data / "vision.pth")
+    export_captioner(again, tmp_path / "again", embedded=True)
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*") if path.is_file()}
     again = EVCapForConditionalGeneration.from_pretrained(tmp_path / "again").eval()
     for (name, weight), other in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
@@ -104,7 +107,7 @@ def test_recipe_makes_a_repo_that_captions(data, recipe, tmp_path):
 
 
 def test_held_out_photos_are_not_trained_on(data, recipe, tmp_path):
-    trained = TinyRecipe(recipe, data, tmp_path, data / "vision.pth")
+    trained = TinyData(recipe, data, tmp_path)
     assert len(trained.held_out_photos) == 2
     assert not trained.held_out_photos & set(trained.training_photos)
     assert len(trained.training_objects) == 9  # the fourth photo of each name tests it

@@ -17,7 +17,7 @@ from ..memory_evcap import VisualNameMemory
 from ..modeling_evcap import EVCapForConditionalGeneration
 from ..processing_evcap import EVCapProcessor
 from ..retrieval_evcap import normalize_name
-from .tiny_recipe import open_photo
+from .tiny_data import open_photo
 
 
 def says(caption: str, name: str) -> bool:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
-import json
 import random
-import re
-import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from ..configuration_evcap import EVCapConfig
@@ -25,48 +19,22 @@ from ..image_processing_efficientnet_lite import EfficientNetLiteImageProcessor
 from ..memory_evcap import VisualNameMemory
 from ..modeling_efficientnet_lite import convert_efficientnet_lite_state_dict
 from ..modeling_evcap import EVCapForConditionalGeneration
-from ..processing_evcap import EVCapProcessor
 from ..retrieval_evcap import normalize_name
 from .caption_mixture import CachedFeatures, CaptionedPhotos, CaptionMixture, NamedPhotos
-from .caption_text import (
-    SceneTextSimulator,
-    agreement_weights,
-    content_words,
-    normalize_caption,
-    read_captions,
-    shared_words,
-)
-from .caption_tokenizer import train_caption_tokenizer
+from .caption_text import agreement_weights
 from .data_collator import CaptionCollator, NamesAsTextCollator, join_names
 from .feature_cache import cache_vision_features
 from .name_copying import align_names_with_words, initialize_name_copying, initialize_word_copying
-from .name_exercises import CopyingExercises, NamedCaptionExercises, NameSource
+from .name_exercises import CopyingExercises
 from .packed_captions import PackedCaptions, collate_packed
 from .stage_trainer import StageSettings, run_stage
+from .tiny_data import TinyData, open_photo
 
 
 logger = logging.get_logger(__name__)
 
-NOISES = (0.06, 0.15)  # of the simulated lists: a memory that sees well, and one that sees badly
-PEOPLE_AND_DOGS = "man woman boy girl child people person dog men women children boys girls dogs".split()
 
-
-def open_photo(row: dict[str, Any]) -> Image.Image:
-    """Reads a photo as `datasets` stores it in parquet, `{"bytes": ..., "path": ...}`, as RGB."""
-    return Image.open(io.BytesIO(row["bytes"]) if row.get("bytes") else row["path"]).convert("RGB")
-
-
-def read_names(path: str | Path) -> list[str]:
-    """Reads general names: LVIS categories with their synonyms, or a plain JSON list of strings; lower case."""
-    entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    names = set()
-    for entry in entries:
-        for name in [entry] if isinstance(entry, str) else [entry["name"], *entry.get("synonyms", [])]:
-            names.add(" ".join(re.sub(r"\(.*?\)", "", name.replace("_", " ")).split()).lower())
-    return sorted(names - {""})
-
-
-class TinyRecipe:
+class TinyRecipe(TinyData):
     """
     Carries out a recipe such as `recipes/evcap-tiny.yaml`; every stage's result is kept in the work folder, and what
     is there is not made again.
@@ -79,132 +47,8 @@ class TinyRecipe:
     """
 
     def __init__(self, recipe: dict[str, Any], data: str | Path, work: str | Path, vision_weights: str | Path) -> None:
-        self.recipe, self.folder, self.work = recipe, Path(data), Path(work)
+        super().__init__(recipe, data, work)
         self.vision_weights = Path(vision_weights)
-        self.work.mkdir(parents=True, exist_ok=True)
-        for name in ("captions", "objects", "text", "names"):
-            if not (self.folder / recipe["data"][name]).is_file():
-                raise FileNotFoundError(f"There is no {self.folder / recipe['data'][name]} (recipe: data.{name}).")
-
-    # Data
-
-    @cached_property
-    def photos(self) -> Any:
-        """Captioned photos, a table with `image` and `captions`."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / self.recipe["data"]["captions"])
-
-    @cached_property
-    def objects(self) -> Any:
-        """Photos of objects, a table with `image` and `name`."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / self.recipe["data"]["objects"])
-
-    @cached_property
-    def captions(self) -> list[list[str]]:
-        """Normalised captions of each photo."""
-        return [[normalize_caption(caption) for caption in photo] for photo in self.photos["captions"]]
-
-    @cached_property
-    def corpus(self) -> list[str]:
-        """Captions without photos."""
-        return read_captions(self.folder / self.recipe["data"]["text"])
-
-    @cached_property
-    def held_out_photos(self) -> set[int]:
-        """Captioned photos that training never sees, for choosing between models."""
-        return set(random.Random(5).sample(range(len(self.photos)), self.recipe["data"]["held_out_photos"]))
-
-    @cached_property
-    def held_out_names(self) -> set[str]:
-        """Names never shown in training, drawn from those with at least 20 photos."""
-        counts = self.objects["name"].value_counts()
-        unfit = set(self.recipe["data"].get("never_held_out_sources", ()))
-        if unfit:
-            unfit = set(self.objects["name"][self.objects["source"].isin(unfit)])
-        pool = sorted(name for name in counts.index if counts[name] >= 20 and name not in unfit)
-        return set(random.Random(7).sample(pool, min(self.recipe["data"]["held_out_names"], len(pool))))
-
-    @cached_property
-    def object_ranks(self) -> np.ndarray:
-        """Number of each object photo among those of its name."""
-        return self.objects.groupby("name").cumcount().to_numpy()
-
-    @cached_property
-    def exemplars(self) -> list[int]:
-        """Object photos that go into the memory during training."""
-        limit = self.recipe["data"]["exemplars_per_name"]
-        names = self.objects["name"]
-        return [i for i in range(len(names)) if self.object_ranks[i] < limit and names[i] not in self.held_out_names]
-
-    @cached_property
-    def training_objects(self) -> list[int]:
-        """Object photos that are trained on: no held-out name, and not the photos that test known names."""
-        limit, test = self.recipe["data"]["exemplars_per_name"], self.recipe["data"]["held_out_exemplars"]
-        counts = self.objects["name"].map(self.objects["name"].value_counts()).to_numpy()
-        tested = (counts >= limit + test) & (self.object_ranks >= limit) & (self.object_ranks < limit + test)
-        names = self.objects["name"]
-        return [i for i in range(len(names)) if names[i] not in self.held_out_names and not tested[i]]
-
-    @cached_property
-    def names(self) -> list[str]:
-        """General names: those of the list and of the objects, without the held-out ones."""
-        listed = read_names(self.folder / self.recipe["data"]["names"])
-        return sorted({*listed, *(name.lower() for name in self.objects["name"])} - self.held_out_names)
-
-    # Text
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Tokenizer of captions and names."""
-        folder = self.work / "tokenizer"
-        if not folder.is_dir():
-            settings = self.recipe["tokenizer"]
-            train_caption_tokenizer(self.corpus, self.names, **settings).save_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder)
-
-    @cached_property
-    def simulator(self) -> SceneTextSimulator:
-        """Guesses scene lists for captions; sees no held-out photo."""
-        return SceneTextSimulator([self.captions[i] for i in self.training_photos], self.corpus)
-
-    @cached_property
-    def training_photos(self) -> list[int]:
-        """Captioned photos that are trained on."""
-        return [i for i in range(len(self.photos)) if i not in self.held_out_photos]
-
-    @cached_property
-    def simulated(self) -> dict[str, np.ndarray]:
-        """Scene lists for the corpus, and the nearest photo of each caption with its similarity."""
-        path = self.work / "simulated.npz"
-        if not path.exists():
-            lists, nearest, closeness = self.simulator.simulate(self.corpus, NOISES, seed=self.recipe["seed"])
-            nearest = np.array(self.training_photos)[nearest]
-            np.savez(path, lists=lists, nearest=nearest, closeness=closeness)
-        return dict(np.load(path))
-
-    @cached_property
-    def corpus_words(self) -> list[str]:
-        """Content words that the corpus has more than once."""
-        counts = Counter(word for caption in self.corpus for word in set(content_words(caption)))
-        return sorted(word for word, count in counts.items() if count >= 2)
-
-    def name_source(self, known_share: float = 0.35) -> NameSource:
-        """Names of every kind, this share of them known ones."""
-        return NameSource(self.names, self.corpus_words, self.tokenizer, known_share)
-
-    def exercises(
-        self, num_items: int, seed: int, source: NameSource | None = None, **settings: Any
-    ) -> NamedCaptionExercises:
-        """Text exercises; `settings` are those of [`~name_exercises.NamedCaptionExercises`]."""
-        nouns = {name for name in self.names if " " not in name} | set(PEOPLE_AND_DOGS)
-        lists, words = self.simulated["lists"], self.simulator.words
-        source = source or self.name_source()
-        return NamedCaptionExercises(self.corpus, lists, words, nouns, source, num_items, seed, **settings)
-
-    # Stages
 
     def stage_settings(self, stage: str) -> tuple[StageSettings, dict[str, Any]]:
         """Numbers of a stage for the trainer, and those that only the stage knows."""
@@ -446,81 +290,3 @@ class TinyRecipe:
             [self.tokenizer.bos_token_id],
         )
         run_stage(model, mixture, collator, settings, self.work / checkpoints)
-
-    # Result
-
-    def processor(self) -> EVCapProcessor:
-        """Processor of the captioner: the photo's vectors, then the start of a caption."""
-        model = self.recipe["model"]
-        return EVCapProcessor(
-            self.image_processor(),
-            AutoTokenizer.from_pretrained(self.work / "tokenizer"),
-            AutoTokenizer.from_pretrained(self.work / "tokenizer"),  # another object: each is saved with its folder
-            num_prefix_tokens=model["num_query_tokens"] + model["num_name_query_tokens"],
-            prompt_template="{image}" + self.tokenizer.bos_token,
-            prompt="",
-            caption_end=self.tokenizer.eos_token,
-            add_bos_token=False,
-        )
-
-    def memory_rows(self) -> list[dict[str, Any]]:
-        """Photos of the memory that ships, each with its names: exemplars of every object, and all scenes."""
-        limit, rows = self.recipe["data"]["exemplars_per_name"], []
-        for i, row in enumerate(self.objects.to_dict("records")):
-            if self.object_ranks[i] < limit:
-                rows.append({**row, "names": [row["name"]], "kind": "object"})
-        for captions, row in zip(self.captions, self.photos.to_dict("records"), strict=True):
-            rows.append({**row, "names": shared_words(captions), "kind": "scene"})
-        return rows
-
-    def memory(self, model: EVCapForConditionalGeneration, processor: EVCapProcessor) -> VisualNameMemory:
-        """The memory that ships. Its keys depend on the frozen encoder only and are made once."""
-        rows, path = self.memory_rows(), self.work / "memory_keys.npy"
-        if not path.exists():
-            batches = [rows[i : i + 32] for i in range(0, len(rows), 32)]
-            keys = [model.encode_memory_keys(processor, [open_photo(row["image"]) for row in b]) for b in batches]
-            np.save(path, torch.cat(keys).half().numpy())  # half: a smaller file, the same ranking
-        keys = np.load(path).astype(np.float32)
-        owners = [(photo, name) for photo, row in enumerate(rows) for name in row["names"]]
-        return VisualNameMemory.from_rows(
-            [name for _, name in owners],
-            keys[[photo for photo, _ in owners]],
-            encoder_fingerprint=model.encoder_fingerprint,
-            query_tokens_hash=model.query_tokens_hash,
-            kind=[rows[photo]["kind"] for photo, _ in owners],
-            source=[rows[photo].get("source") for photo, _ in owners],
-            photo=[hashlib.sha256(rows[photo]["image"]["bytes"]).hexdigest()[:16] for photo, _ in owners],
-        )
-
-    def export(self, output: str | Path, embedded: bool = False) -> Path:
-        """
-        Runs what is missing and writes the finished repo: weights in float16, processor, memory.
-
-        Args:
-            output (`str` or `Path`): Folder of the repo.
-            embedded (`bool`, *optional*, defaults to `False`):
-                Leave out the code, for a folder inside the installed package, and the index, which is rebuilt.
-        """
-        started = time.time()
-        output = Path(output)
-        model = self.joint().eval()
-        processor = self.processor()
-        generation = model.generation_config
-        generation.update(
-            **self.recipe["generation"],
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
-            bos_token_id=self.tokenizer.bos_token_id,
-        )
-        # The keys must be those of the weights that ship, so they go through float16 first.
-        model.to(torch.float16).to(torch.float32)
-        model.set_memory(self.memory(model, processor), self.tokenizer)
-        model.to(torch.float16).save_pretrained(output)
-        config = output / "config.json"  # half the size on disk, and computed in float32 unless asked otherwise
-        config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
-        processor.save_pretrained(output)
-        if embedded:
-            for path in [*output.glob("*.py"), output / "memory" / "index.faiss"]:
-                path.unlink(missing_ok=True)
-        logger.info("wrote %s in %.0f s", output, time.time() - started)
-        return output
