@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 class Part:
     """One row of a card's table."""
 
-    name: str  # the model's attribute
+    name: str  # the model's attribute, or a segment of the parameters' names inside one
     paper: str  # the paper's name for it
     size: str
 
@@ -64,6 +63,35 @@ def evcap_retrieval(config: Any) -> str:
     )
 
 
+def smallcap_parts(config: Any) -> list[Part]:
+    """Parts of SmallCap (section 3 of the paper), in the order in which a photo passes them."""
+    text = config.text_config.get_text_config()
+    head, factor = config.cross_attention_head_dim, config.cross_attention_reduce_factor
+    parts = [Part("vision_model", "CLIP image encoder", _vision(config.vision_config))]
+    if config.retrieval_space == "clip":
+        size = f"{config.encoder_hidden_size:,} to {config.vision_config.projection_dim:,}"
+        parts.append(Part("visual_projection", "its projection, for retrieval", size))
+    elif config.retrieval_space == "vision":
+        size = f"whitening to keys of {config.retrieval_options['key_size']:,}, fitted, not trained"
+        parts.append(Part("vision_space", "retrieval space (not in the paper)", size))
+    return [
+        *parts,
+        Part("language_model", "decoder", f"{_transformer(text)}, {text.vocab_size:,} tokens"),
+        Part(
+            "crossattention",
+            "cross-attention",
+            f"{text.num_hidden_layers} layers, {text.num_attention_heads} heads of {head}: the decoder's width over "
+            f"{factor}",
+        ),
+    ]
+
+
+def smallcap_retrieval(config: Any) -> str:
+    """How SmallCap finds captions, in a sentence."""
+    encoder = f" of `{config.retrieval_encoder}`" if config.retrieval_space == "external" else ""
+    return f"Retrieval: space `{config.retrieval_space}`{encoder}, {config.num_retrieved_captions} captions."
+
+
 @dataclass(frozen=True)
 class Family:
     """What cards of a family of models have in common."""
@@ -71,6 +99,12 @@ class Family:
     intro: str
     parts: Callable[[Any], list[Part]]
     retrieval: Callable[[Any], str]
+    store: str  # what the model retrieves from ...
+    edit: str  # ... and how to edit and replace it
+    build: str  # how to make one
+    without: str  # what the model does without
+    retrieved: str  # the heading of what was retrieved
+    trust: str  # a limit that comes with retrieval
     citation: str
 
 
@@ -82,6 +116,14 @@ FAMILIES: dict[str, Family] = {
         "the caption with the rest. A\nname that is added to the memory can be in the next caption; no training.",
         parts=evcap_parts,
         retrieval=evcap_retrieval,
+        store="memory",
+        edit="The memory is a dataset that `model.memory.add_images(...)`, `.remove([...])` and "
+        '`model.set_memory(...)` edit and\nreplace; `from_pretrained(..., memory="org/other-memory")` loads another one of the same encoder.',
+        build="`hf-evcap memory\nbuild`",
+        without="Without it the model captions from the photo alone.",
+        retrieved="names from the memory",
+        trust="A name is only as right as the memory that it comes from: whoever edits the memory decides what the "
+        "model can say.",
         citation="""@inproceedings{li2024evcap,
   title     = {{EVCap}: Retrieval-Augmented Image Captioning with External Visual-Name Memory for Open-World
                Comprehension},
@@ -90,17 +132,66 @@ FAMILIES: dict[str, Family] = {
   year      = {2024}
 }""",
     ),
+    "smallcap": Family(
+        intro="A [SmallCap](https://arxiv.org/abs/2209.15323) captioner: it retrieves captions of similar photos from "
+        "a datastore and\nreads them before it writes its own. Only the cross-attention between the frozen image "
+        "encoder and the frozen decoder is\ntrained; with another datastore the model captions another domain, "
+        "without training.",
+        parts=smallcap_parts,
+        retrieval=smallcap_retrieval,
+        store="datastore",
+        edit="The datastore is a dataset that `model.datastore.add_captions(...)`, `.remove([...])` and "
+        '`model.set_datastore(...)`\nedit and replace; `from_pretrained(..., datastore="org/other-captions")` loads '
+        "another one of the same encoder.",
+        build="`hf-evcap\ndatastore build`",
+        without="Without it the model needs `captions=[[...]]` of yours.",
+        retrieved="captions from the datastore",
+        trust="The model leans on the captions that it retrieves: what they get wrong, or always say, it may repeat.",
+        citation="""@inproceedings{ramos2023smallcap,
+  title     = {{SmallCap}: Lightweight Image Captioning Prompted with Retrieval Augmentation},
+  author    = {Ramos, Rita and Martins, Bruno and Elliott, Desmond and Kementchedjhieva, Yova},
+  booktitle = {CVPR},
+  year      = {2023}
+}""",
+    ),
 }
 
 
-def count_parameters(config: Any) -> dict[str, int]:
-    """Counts a model's parameters by its top-level parts, without making any of them."""
+@dataclass
+class PartCount:
+    """Parameters of a part, and those of them that are trained."""
+
+    total: int = 0
+    trained: int = 0
+
+
+def count_parameters(config: Any, parts: Sequence[str], trained: Sequence[str]) -> dict[str, PartCount]:
+    """
+    Counts a model's parameters by parts, without making any of them.
+
+    Args:
+        parts (`Sequence[str]`): Segments of parameters' names; a parameter counts for the innermost that it lies in.
+        trained (`Sequence[str]`): Segments whose parameters are trained.
+
+    Raises:
+        ValueError: Nothing lies in one of the trained parts.
+    """
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    counts: Counter[str] = Counter()
+    counts = {part: PartCount() for part in parts}
+    found = set()
     for name, parameter in model.named_parameters():
-        counts[name.split(".")[0]] += parameter.numel()
-    return dict(counts)
+        segments = name.split(".")
+        part = next((segment for segment in reversed(segments) if segment in parts), segments[0])
+        count = counts.setdefault(part, PartCount())
+        count.total += parameter.numel()
+        lies_in = {one for one in trained if f".{one}." in f".{name}."}
+        count.trained += parameter.numel() * bool(lies_in)
+        found |= lies_in
+    unknown = sorted(set(trained) - found)
+    if unknown:
+        raise ValueError(f"There are no parameters in the trained parts {unknown}; the model has {sorted(counts)}.")
+    return counts
 
 
-__all__ = ["FAMILIES", "Family", "Part", "count_parameters"]
+__all__ = ["FAMILIES", "Family", "Part", "PartCount", "count_parameters"]

@@ -21,6 +21,7 @@ from .card_facts import RESULTS_NAME, CardFacts, ResultTable, Training, read_car
 
 
 TASK = "image-to-text"
+_TAGS = ("image-captioning", "retrieval-augmented")
 
 
 def make_model_card(
@@ -55,13 +56,14 @@ def make_model_card(
     results = folder / RESULTS_NAME
     default_title = (repo_id or folder.resolve().name).split("/")[-1]
     facts = read_card_facts(results) if results.is_file() else CardFacts(title=default_title)
-    counts = count_parameters(config)
     trained = facts.training.trained_parts if facts.training else None
     if trained is None:
         trained = list(AutoModelForImageTextToText._model_mapping[type(config)].trainable_parts["paper"])
-    unknown = sorted(set(trained) - set(counts))
-    if unknown:
-        raise ValueError(f"{results} names trained parts {unknown}; the model has {sorted(counts)}.")
+    parts = family.parts(config)
+    try:
+        counts = count_parameters(config, [part.name for part in parts], trained)
+    except ValueError as error:
+        raise ValueError(f"{results}: {error}") from error
     body = (
         _environment()
         .get_template("model_card.md.jinja")
@@ -71,17 +73,17 @@ def make_model_card(
             config=config,
             counts=counts,
             family=family,
-            parts=family.parts(config),
+            parts=parts,
             trained=trained,
-            total=sum(counts.values()),
-            trained_total=sum(counts[part] for part in trained),
+            total=sum(count.total for count in counts.values()),
+            trained_total=sum(count.trained for count in counts.values()),
             memory=_memory_rows(folder, config, memory),
             link=link,
             self_contained=repo_id is not None,
             model_expression="hf_evcap.default_model()" if repo_id is None else f'"{repo_id}"',
         )
     )
-    return make_card(_metadata(facts, tags).to_dict(), body)
+    return make_card(_metadata(facts, [config.model_type, *_TAGS, *facts.tags, *tags]).to_dict(), body)
 
 
 def write_model_card(folder: Path, **options: Any) -> Path:
@@ -92,7 +94,7 @@ def write_model_card(folder: Path, **options: Any) -> Path:
     return card
 
 
-def _metadata(facts: CardFacts, tags: Sequence[str]) -> ModelCardData:
+def _metadata(facts: CardFacts, tags: list[str]) -> ModelCardData:
     results = [
         EvalResult(
             task_type=TASK,
@@ -117,7 +119,7 @@ def _metadata(facts: CardFacts, tags: Sequence[str]) -> ModelCardData:
         license_link=facts.license_link,
         library_name="transformers",
         pipeline_tag=TASK,
-        tags=list(dict.fromkeys(["evcap", "image-captioning", "retrieval-augmented", *facts.tags, *tags])),
+        tags=list(dict.fromkeys(tags)),
         base_model=base_models or None,
         datasets=datasets or None,
         model_name=facts.title if results else None,
@@ -208,6 +210,7 @@ def _environment() -> jinja2.Environment:
         millions=_millions,
         printed=lambda value: pprint.pformat(value, width=100, sort_dicts=False),
         results_table=_results_table,
+        trained=lambda count: "no" if not count.trained else "yes" if count.trained == count.total else "in part",
         training_text=_training_text,
     )
     return environment
