@@ -118,8 +118,8 @@ FAMILIES: dict[str, Family] = {
         retrieval=evcap_retrieval,
         store="memory",
         edit="The memory is a dataset that `model.memory.add_images(...)`, `.remove([...])` and "
-        '`model.set_memory(...)` edit and\nreplace; `from_pretrained(..., memory="org/other-memory")` loads another one '
-        "of the same encoder.",
+        "`model.set_memory(...)` edit and\nreplace; "
+        '`from_pretrained(..., memory="org/other-memory")` loads another one of the same encoder.',
         build="`hf-evcap memory\nbuild`",
         without="Without it the model captions from the photo alone.",
         retrieved="names from the memory",
