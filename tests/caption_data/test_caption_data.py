@@ -186,7 +186,8 @@ def test_image_folder_with_metadata(folder: Path, format: str | None) -> None:
 
 
 def parquet(folder: Path, name: str = "validation.parquet", **columns: Any) -> Path:
-    return write_parquet(folder / name, [folder / "photos" / "a.png", folder / "photos" / "b.png"], **columns)
+    photos = next(place / "photos" for place in (folder, folder.parent) if (place / "photos").is_dir())
+    return write_parquet(folder / name, [photos / "a.png", photos / "b.png"], **columns)
 
 
 def test_parquet_keeps_photos_and_other_columns(folder: Path) -> None:
@@ -307,6 +308,27 @@ def test_bad_columns_of_datasets(folder: Path) -> None:
         load_caption_data(parquet(folder, name="c.parquet", caption=["x", "y"], image_id=["p", "p"]))
     with pytest.raises(ValueError, match=r"row 0: the image id is nan"):
         load_caption_data(parquet(folder, name="d.parquet", caption=["x", "y"], image_id=[float("nan"), 1.0]))
+
+
+def test_damaged_parquet_files_are_named_or_left_out(folder: Path) -> None:
+    (folder / "shards").mkdir()
+    for number in range(3):
+        parquet(
+            folder / "shards",
+            f"train-{number}.parquet",
+            captions=[["x"], ["y"]],
+            image_id=[f"a{number}", f"b{number}"],
+        )
+    whole = folder / "shards" / "train-1.parquet"
+    whole.write_bytes(whole.read_bytes()[:-200])
+    for source in (folder / "shards", whole):
+        with pytest.raises(ValueError, match=r"train-1.parquet is damaged or incomplete"):
+            load_caption_data(source)
+    for streaming in (False, True):
+        kept = load_caption_data(folder / "shards", on_error="skip", streaming=streaming)
+        assert [row["image_id"] for row in kept] == ["a0", "b0", "a2", "b2"]
+    with pytest.raises(ValueError, match=r"train-1.parquet is damaged"):
+        load_caption_data(whole, on_error="skip")
 
 
 def test_bad_arguments(folder: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_evcap import EVCapForConditionalGeneration
 from hf_evcap.evaluation import EvaluationArguments, evaluate_captioner
-from hf_evcap.evaluation.variants import Variant, ablation_variants, applied
+from hf_evcap.evaluation.variants import Variant, applied, other_variants
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,7 @@ def test_every_variant_is_what_it_says(ablated: tuple[Path, dict[str, Any]]) -> 
     for photo, first in zip(retrieved(output, "20-names"), own, strict=True):
         assert photo[:4] == first and len(photo) > 4
     assert {name for photo in retrieved(output, Variant(names[2]).folder) for name in photo} <= {"owl", "dog"}
-    without = [variant["settings"]["memory"] for variant in results["variants"]].count(None)
-    assert without == 1 and retrieved(output, "without-the-memory") == [[], [], []]
+    assert retrieved(output, "without-the-memory") == [[], [], []]
     # nothing is similar enough: the same captions as without a memory
     assert retrieved(output, "rejection-below-1.1") == [[], [], []]
     assert results["variants"][7]["metrics"] == results["variants"][1]["metrics"]
@@ -73,8 +72,8 @@ def test_table_and_plot(ablated: tuple[Path, dict[str, Any]]) -> None:
 def test_a_variant_leaves_the_model_as_it_was(tiny_dir: Path) -> None:
     model = EVCapForConditionalGeneration.from_pretrained(tiny_dir)
     memory, config = model.memory, model.config.to_dict()
-    with applied(model, Variant("x", memory="none", config={"num_retrieved_names": 1}, num_beams=2)) as options:
-        assert model.memory is None and model.config.num_retrieved_names == 1 and options == {"num_beams": 2}
+    with applied(model, Variant("x", config={"num_retrieved_names": 1}, num_beams=2)) as options:
+        assert model.config.num_retrieved_names == 1 and options == {"num_beams": 2}
     with pytest.raises(RuntimeError), applied(model, Variant("x", min_similarity=0.5)):
         assert model.memory.min_similarity == 0.5
         raise RuntimeError
@@ -83,9 +82,11 @@ def test_a_variant_leaves_the_model_as_it_was(tiny_dir: Path) -> None:
 
 def test_what_an_ablation_leaves_out(tiny_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = EVCapForConditionalGeneration.from_pretrained(tiny_dir)
-    arguments = EvaluationArguments("x", "y", ablate=["rejection"])
-    assert ablation_variants(model, arguments) == []
+    arguments = EvaluationArguments("x", "y", ablate=["rejection"], memory_effect=False)
+    assert other_variants(model, arguments) == []
     model.memory.retrieval["min_similarity"] = 0.3
-    assert [variant.name for variant in ablation_variants(model, arguments)] == ["rejection off"]
+    assert [variant.name for variant in other_variants(model, arguments)] == ["rejection off"]
     with pytest.raises(ValueError, match='`other_memory` needs "memory" among `ablate`'):
-        ablation_variants(model, EvaluationArguments("x", "y", ablate=["names"], other_memory=["z"]))
+        other_variants(model, EvaluationArguments("x", "y", ablate=["names"], other_memory=["z"]))
+    model.set_memory(None)
+    assert other_variants(model, EvaluationArguments("x", "y", ablate=["memory", "names", "rule"])) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ from hf_evcap.evaluation import EvaluationArguments, evaluate_captioner
 from hf_evcap.evaluation.published import published_results
 from hf_evcap.evaluation.report import histogram
 from hf_evcap.evaluation.scoring import CaptionedPhotos, score
+
+
+sys.path.append(str(Path(__file__).parents[1] / "smallcap"))
+import tiny_smallcap  # noqa: E402
 
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "captions" / "validation.parquet"
@@ -70,7 +75,7 @@ def test_files_of_an_evaluation(evaluated: Path, tiny_dir: Path, captioned: Path
     assert base["photos"] == {"all": 5, "in-domain": 2, "out-domain": 3}
     assert {"CIDEr", "BLEU-4", "ROUGE-L", "objects named", "retrieval hit@1"} <= set(base["metrics"]["all"])
     assert len(results["model"]["weights_fingerprint"]) == 64 and len(base["settings"]["memory"]["fingerprint"]) == 64
-    assert results["variants"][1]["settings"]["memory"] is None
+    assert results["variants"][1]["settings"]["retrieval"]["num_retrieved_names"] == 0
     assert results["versions"]["transformers"] and base["settings"]["retrieval"]["num_retrieved_names"] == 4
 
 
@@ -208,6 +213,28 @@ def test_shared_validation_photos_with_the_embedded_default(tmp_path: Path) -> N
     results = evaluate_captioner(arguments)
     assert results is not None and results["variants"][0]["metrics"]["all"]["CIDEr"] > 5
     assert results["model"]["name"] == "evcap-tiny (embedded)" and (tmp_path / "report.html").is_file()
+
+
+def test_smallcap(captioned: Path, tmp_path: Path) -> None:
+    model = tiny_smallcap.make_model()
+    model.generation_config.max_new_tokens = 8
+    model.save_pretrained(tmp_path / "model")
+    tiny_smallcap.make_processor().save_pretrained(tmp_path / "model")
+    results = run(
+        tmp_path / "model", captioned, tmp_path / "out", ablate=["names"], ablate_names=[1, 4], report_photos=2
+    )
+    assert [variant["name"] for variant in results["variants"]] == ["as it is", "without the memory", "1 caption"]
+    photos = json_lines(tmp_path / "out" / "photos.jsonl")
+    assert [len(photo["retrieved"]) for photo in photos] == [4] * 5
+    assert photos[0]["retrieved"][0]["caption"] in (tmp_path / "out" / "report.html").read_text()
+    assert (
+        results["model"]["type"] == "smallcap" and "unsupported names" not in results["variants"][0]["metrics"]["all"]
+    )
+    without = run(tmp_path / "model", captioned, tmp_path / "none", memory="none")
+    assert [variant["name"] for variant in without["variants"]] == ["as it is"]
+    assert [photo["caption"] for photo in json_lines(tmp_path / "none" / "photos.jsonl")] == [
+        photo["caption_without_memory"] for photo in photos
+    ]
 
 
 def test_a_test_set_without_references(tiny_dir: Path, tmp_path: Path) -> None:

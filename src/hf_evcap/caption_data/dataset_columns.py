@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers.utils import logging
 
 from .annotation_files import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS, Listing, find_column
 from .caption_checks import (
@@ -23,7 +26,12 @@ from .listed_photos import dataset_of_listing
 from .splits import rows_of_split, same_split
 
 
-def open_dataset(source: str, split: str | None, imagefolder: bool = False, **options: Any) -> tuple[Any, str | None]:
+logger = logging.get_logger(__name__)
+
+
+def open_dataset(
+    source: str, split: str | None, imagefolder: bool = False, on_error: str = "raise", **options: Any
+) -> tuple[Any, str | None]:
     """
     Opens a parquet file, a folder, a dataset saved to disk or one of the Hub.
 
@@ -31,28 +39,55 @@ def open_dataset(source: str, split: str | None, imagefolder: bool = False, **op
         source (`str`): File, folder or id.
         split (`str`, *optional*): Split, or several joined by `+`.
         imagefolder (`bool`, *optional*): Whether to take a folder for photos with metadata whatever it holds.
+        on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out damaged files of a folder of parquet.
         options: `name`, `streaming`, `revision`, `token` of [`datasets.load_dataset`].
 
     Returns:
         The dataset, and the split that is still to be taken from its column `split`, if any.
 
     Raises:
-        ValueError: There is no such split, or several and none was chosen.
+        ValueError: There is no such split, or several and none was chosen; a damaged file.
     """
     path = Path(source)
+    if path.exists() and not imagefolder:
+        options |= _check_parquet(path, on_error)
     if path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()):
         saved = datasets.load_from_disk(source)
         saved = saved if isinstance(saved, datasets.DatasetDict) else {"all": saved}
         chosen, of_column = _choose_split(saved, split, source)
         return (chosen.to_iterable_dataset() if options["streaming"] else chosen), of_column
     if path.is_file():
-        opened = datasets.load_dataset("parquet", data_files=source, split="train", streaming=options["streaming"])
-        return opened, split
+        return datasets.load_dataset(
+            "parquet", data_files=source, split="train", streaming=options["streaming"]
+        ), split
     if imagefolder:
         opened = datasets.load_dataset("imagefolder", data_dir=source, streaming=options["streaming"])
     else:
-        opened = datasets.load_dataset(source, **options)
+        try:
+            opened = datasets.load_dataset(source, **options)
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise ValueError(f"{source} cannot be read: {error.__cause__ or error}.") from error
     return _choose_split(opened, split, source)
+
+
+def _check_parquet(path: Path, on_error: str) -> dict[str, str]:
+    """Names damaged parquet files, of which pyarrow does not say which they are; gives options that skip them."""
+    damaged = []
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    for file in files:
+        try:
+            pq.read_metadata(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            if on_error == "raise" or len(files) == 1:
+                raise ValueError(
+                    f"{file} is damaged or incomplete ({error}). Get it again, or leave such files out with "
+                    'on_error="skip" (--on-error skip).'
+                ) from error
+            damaged.append(file.name)
+    if not damaged:
+        return {}
+    logger.warning(f"{path}: left out {len(damaged)} of {len(files)} files, which are damaged: {', '.join(damaged)}.")
+    return {"on_bad_files": "skip"}
 
 
 def _choose_split(splits: Any, split: str | None, source: str) -> tuple[Any, str | None]:

@@ -65,8 +65,8 @@ def load_caption_data(
             names than the usual ones. A caption column holds a caption or a list of them.
         require_captions (`bool`, *optional*): `True`: every photo needs a caption. `False`: none does. When absent:
             all have captions, or none, as in a test set.
-        on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out photos whose file is missing, and
-            logs how many.
+        on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out photos whose file is missing and
+            damaged files of a folder of parquet, and logs how many.
         streaming (`bool`, *optional*, defaults to `False`): Give an `IterableDataset`. Rows of Hub datasets and
             parquet files are then checked when they come: ids that stand twice and photos without captions are not
             noticed, and captions in rows of their own are not brought together.
@@ -124,6 +124,7 @@ def load_caption_data(
         source,
         split,
         imagefolder=format == "imagefolder",
+        on_error=on_error,
         name=config_name,
         streaming=streaming,
         revision=revision,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..memory_building.resumable_shards import ResumableShards
 from ..modeling_retrieval import hash_tensors
-from .variants import NO_MEMORY, Variant, applied, number_field
+from .variants import Variant, applied, number_field, retrieve_nothing
 
 
 def load_pipeline(arguments: Any) -> Any:
@@ -30,9 +30,7 @@ def load_pipeline(arguments: Any) -> Any:
 
     import hf_evcap
 
-    memory = {} if arguments.memory is None else {"memory": arguments.memory}
-    if arguments.memory == NO_MEMORY:
-        memory = {"memory": False}
+    memory = {} if arguments.memory in (None, "none") else {"memory": arguments.memory}
     pipe = pipeline(
         "image-text-to-text",
         model=arguments.model or hf_evcap.default_model(),
@@ -44,6 +42,10 @@ def load_pipeline(arguments: Any) -> Any:
     )
     if not getattr(pipe, "captions_photos", False):
         raise ValueError(f"{arguments.model} is no captioner of this package but a {type(pipe.model).__name__}.")
+    if arguments.memory == "none":
+        pipe.model.set_memory(None)
+        for name, value in retrieve_nothing(pipe.model.config).items():
+            setattr(pipe.model.config, name, value)
     return pipe
 
 

@@ -23,11 +23,11 @@ from .published import published_results
 from .report import write_report
 from .scoring import CaptionedPhotos, choose_metrics, score
 from .tables import markdown_report
-from .variants import NO_MEMORY, Variant, ablation_variants, base_values
+from .variants import Variant, base_values, other_variants
 
 
 _PACKAGES = ("hf_evcap", "torch", "transformers", "datasets", "evaluate", "accelerate", "faiss-cpu")
-BASE, WITHOUT_MEMORY = "as it is", "without the memory"
+BASE = "as it is"
 
 
 def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
@@ -68,10 +68,7 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
         model = describe_model(pipe, arguments)
         values = base_values(pipe.model, arguments)
         plan["model"] = {name: model[name] for name in ("type", "dtype", "weights_fingerprint")}
-        variants = [Variant(BASE)]
-        if arguments.memory_effect and pipe.model.memory is not None:
-            variants.append(Variant(WITHOUT_MEMORY, "memory effect", memory=NO_MEMORY))
-        variants += ablation_variants(pipe.model, arguments)
+        variants = [Variant(BASE), *other_variants(pipe.model, arguments)]
         runs = [(one, *caption_variant(pipe, data, one, output, plan, arguments)) for one in variants]
     if not state.is_main_process:
         return None

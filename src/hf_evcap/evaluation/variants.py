@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 ABLATIONS = ("memory", "names", "rule", "rejection", "beams")
 NUMBERS_OF_NAMES = (1, 2, 3, 5, 10, 15, 20)
 NUMBERS_OF_BEAMS = (1, 3, 5)
-NO_MEMORY = "none"
+WITHOUT_MEMORY = "without the memory"
 _OWN: Any = object()
 
 
@@ -31,7 +31,7 @@ class Variant:
         name (`str`): As tables print it.
         group (`str`): What it varies: one of `ABLATIONS`, or `"base"`.
         value (*optional*): The value that is varied, for plots.
-        memory (`str`, *optional*): Another memory, `"none"` for none; the model's own when absent.
+        memory (`str`, *optional*): Another memory or datastore; the model's own when absent.
         config (`Mapping[str, Any]`): Fields of the model's config.
         min_similarity (`float`, *optional*): The memory's threshold; `None` switches the rejection off.
         num_beams (`int`, *optional*): Beams.
@@ -56,6 +56,11 @@ def number_field(config: Any) -> str:
     return next(field for field in ("num_retrieved_names", "num_retrieved_captions") if hasattr(config, field))
 
 
+def retrieve_nothing(config: Any) -> dict[str, int]:
+    """The config's fields with which a captioner of either family writes from the photo alone."""
+    return {number_field(config): 0}
+
+
 @contextmanager
 def applied(model: Any, variant: Variant) -> Iterator[dict[str, Any]]:
     """
@@ -70,9 +75,7 @@ def applied(model: Any, variant: Variant) -> Iterator[dict[str, Any]]:
     """
     own_memory, own_config = model.memory, {name: getattr(model.config, name) for name in variant.config}
     memory = own_memory
-    if variant.memory == NO_MEMORY:
-        memory = None
-    elif variant.memory is not None:
+    if variant.memory is not None:
         memory = type(model).memory_class.from_pretrained(variant.memory)
     own_retrieval = dict(memory.retrieval) if hasattr(memory, "retrieval") else None
     try:
@@ -93,21 +96,24 @@ def applied(model: Any, variant: Variant) -> Iterator[dict[str, Any]]:
             model.set_memory(own_memory)
 
 
-def ablation_variants(model: Any, arguments: Any) -> list[Variant]:
+def other_variants(model: Any, arguments: Any) -> list[Variant]:
     """
-    Lists the variants that an ablation tries beside the captioner as it is.
+    Lists the variants that are tried beside the captioner as it is: without its memory, and those of an ablation.
 
     Args:
         model: The model.
-        arguments ([`EvaluationArguments`]): Its `ablate` and what belongs to it.
+        arguments ([`EvaluationArguments`]): Its `memory_effect`, `ablate` and what belongs to it.
     """
     wanted = ABLATIONS if "all" in arguments.ablate else [part for part in ABLATIONS if part in arguments.ablate]
     variants = []
+    retrieves = model.memory is not None and getattr(model.config, number_field(model.config)) > 0
+    if retrieves and (arguments.memory_effect or "memory" in wanted):
+        variants.append(Variant(WITHOUT_MEMORY, "memory effect", 0, config=retrieve_nothing(model.config)))
     if "memory" in wanted:
         variants += [Variant(f"memory {other}", "memory", other, memory=other) for other in arguments.other_memory]
     elif arguments.other_memory:
         raise ValueError('`other_memory` needs "memory" among `ablate`.')
-    if "names" in wanted and model.memory is not None:
+    if "names" in wanted and retrieves:
         name = number_field(model.config)
         word = name.rpartition("_")[2]
         numbers = arguments.ablate_names or NUMBERS_OF_NAMES
@@ -116,14 +122,14 @@ def ablation_variants(model: Any, arguments: Any) -> list[Variant]:
             for number in dict.fromkeys(numbers)
             if number != getattr(model.config, name)
         ]
-    if "rule" in wanted and model.memory is not None and hasattr(model.config, "retrieval_rule"):
+    if "rule" in wanted and retrieves and hasattr(model.config, "retrieval_rule"):
         variants += [
             Variant(f"rule {rule}", "rule", rule, config={"retrieval_rule": rule})
             for rule in RETRIEVAL_RULES
             if rule not in (model.config.retrieval_rule, "vote")  # vote needs numbers that only its models have
         ]
-    if "rejection" in wanted and hasattr(model.memory, "min_similarity"):
-        own, given = model.memory.min_similarity, arguments.min_similarity
+    if "rejection" in wanted and retrieves and hasattr(model.config, "num_retrieved_names"):
+        own, given = getattr(model.memory, "min_similarity", None), arguments.min_similarity
         if own is None and given is None:
             logger.warning(
                 "The memory has no `min_similarity` (see `hf-evcap memory calibrate`), and none was given: the "
