@@ -94,7 +94,9 @@ def caption_photos(
     Raises:
         ValueError: A photo cannot be read, or the folder holds predictions under other settings.
     """
-    shards = ResumableShards(folder, plan, len(data), arguments.batch_size, suffix=".jsonl", restart=arguments.restart)
+    shards = ResumableShards(
+        folder, plan, len(data), arguments.batch_size, suffix=".jsonl", restart=arguments.restart, what="evaluation"
+    )
     pending = [row for shard in shards.missing for row in shards.items_of(shard)]
     image_ids = data["image_id"]
     field = pipe.model.retrieved_field

@@ -26,6 +26,7 @@ class ResumableShards:
         shard_size (`int`): Items a shard.
         suffix (`str`, *optional*, defaults to `".parquet"`): Ending of the shards' files.
         restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run made.
+        what (`str`, *optional*, defaults to `"build"`): What the work is, for messages.
 
     Raises:
         ValueError: The folder holds shards of another plan.
@@ -39,6 +40,7 @@ class ResumableShards:
         shard_size: int,
         suffix: str = ".parquet",
         restart: bool = False,
+        what: str = "build",
     ) -> None:
         from accelerate import PartialState
 
@@ -47,7 +49,7 @@ class ResumableShards:
         self.work, self.items, self.shard_size, self.suffix = work, items, shard_size, suffix
         self.processes = PartialState()
         if self.processes.is_main_process:
-            self._begin(dict(plan), restart)
+            self._begin(dict(plan), restart, what)
         self.processes.wait_for_everyone()
         shards = range(-(-items // shard_size))
         self.files = [work / f"part-{shard:06d}{suffix}" for shard in shards]
@@ -56,7 +58,7 @@ class ResumableShards:
         self.resumed = sum(file.is_file() for file in self.files)
         self.processes.wait_for_everyone()  # all have counted before one finishes a shard
 
-    def _begin(self, plan: dict[str, Any], restart: bool) -> None:
+    def _begin(self, plan: dict[str, Any], restart: bool, what: str) -> None:
         """Makes the working folder, or checks that the unfinished work in it is of the same plan."""
         file = self.work / PLAN_NAME
         if restart:
@@ -66,7 +68,7 @@ class ResumableShards:
             other = sorted(name for name in {**plan, **earlier} if plan.get(name) != earlier.get(name))
             if other:
                 raise ValueError(
-                    f"{self.work} holds an unfinished build that differs in {', '.join(other)}. Finish that one, "
+                    f"{self.work} holds an unfinished {what} that differs in {', '.join(other)}. Finish that one, "
                     "choose another folder, or start again with `restart=True` (`--restart`)."
                 )
             for left in self.work.glob("part-*.tmp"):  # of a run that was killed while it wrote
