@@ -11,7 +11,12 @@ from PIL import Image, ImageDraw
 
 from hf_evcap.training.caption_trainer import CaptionTrainer
 from hf_evcap.training.run_training import run_training
-from hf_evcap.training.training_arguments import CaptionTrainingArguments, DataArguments, ModelArguments
+from hf_evcap.training.training_arguments import (
+    CaptionTrainingArguments,
+    DataArguments,
+    ModelArguments,
+    RetrievalArguments,
+)
 
 
 CAPTIONS = [
@@ -58,12 +63,15 @@ def training_arguments(folder: Path, **options: Any) -> CaptionTrainingArguments
 
 
 def train(model: Any, data: Path, folder: Path, *, policy: str = "paper", **options: Any) -> CaptionTrainer:
-    """Trains a model folder; options are fields of any of the three kinds of arguments."""
-    fields = {kind: set(kind.__dataclass_fields__) for kind in (ModelArguments, DataArguments)}
-    of_model = {name: options.pop(name) for name in list(options) if name in fields[ModelArguments]}
-    of_data = {name: options.pop(name) for name in list(options) if name in fields[DataArguments]}
+    """Trains a model folder; options are fields of any kind of arguments."""
+    kinds = (ModelArguments, DataArguments, RetrievalArguments)
+    given = {
+        kind: {name: options.pop(name) for name in list(options) if name in kind.__dataclass_fields__}
+        for kind in kinds
+    }
     return run_training(
-        ModelArguments(model=str(model), policy=policy, **of_model),
-        DataArguments(dataset=str(data), **of_data),
+        ModelArguments(model=str(model), policy=policy, **given[ModelArguments]),
+        DataArguments(dataset=str(data), **given[DataArguments]),
         training_arguments(folder, **options),
+        RetrievalArguments(**given[RetrievalArguments]),
     )

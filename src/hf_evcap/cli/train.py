@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .yaml_config import read_config, set_defaults
 
@@ -21,10 +21,15 @@ def make_parser() -> HfArgumentParser:
     """Makes the verb's parser."""
     from transformers import HfArgumentParser
 
-    from ..training.training_arguments import CaptionTrainingArguments, DataArguments, ModelArguments
+    from ..training.training_arguments import (
+        CaptionTrainingArguments,
+        DataArguments,
+        ModelArguments,
+        RetrievalArguments,
+    )
 
     parser = HfArgumentParser(
-        (ModelArguments, DataArguments, CaptionTrainingArguments),
+        (ModelArguments, DataArguments, CaptionTrainingArguments, RetrievalArguments),
         prog="hf-evcap train",
         description=DESCRIPTION,
         usage="hf-evcap train --dataset DATA --output_dir DIR [--recipe NAME] [--config FILE] [options]",
@@ -39,26 +44,44 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="NAME", help="options that come with the package; `list` lists them")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Trains a model."""
-    sources = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    _add_sources(sources)
-    given = sources.parse_known_args(argv)[0]
-    options = read_config(given.config) if given.config is not None else {}
-    recipe = given.recipe or options.get("recipe")
-    from ..training.recipe_presets import list_recipes, load_recipe
+def parse_arguments(argv: list[str] | None) -> tuple[Any, ...]:
+    """
+    Arguments of a run, from a recipe, a file and flags.
 
-    if recipe == "list":
-        for name, what in list_recipes().items():
-            print(f"{name:<16} {what}")
-        return 0
+    Returns:
+        `tuple`: [`ModelArguments`], [`DataArguments`], [`CaptionTrainingArguments`] and [`RetrievalArguments`].
+    """
+    from ..training.recipe_presets import load_recipe
+
+    path, recipe, options = _read_sources(argv)
     parser = make_parser()
     if recipe is not None:
         set_defaults(parser, load_recipe(recipe), f"the recipe {recipe}")
     if options:
-        set_defaults(parser, options, given.config)
-    arguments = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        set_defaults(parser, options, str(path))
+    *arguments, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return tuple(arguments)
+
+
+def _read_sources(argv: list[str] | None) -> tuple[str | None, str | None, dict[str, Any]]:
+    """Path of the configuration file, name of the recipe, and the file's options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_sources(parser)
+    given = parser.parse_known_args(argv)[0]
+    options = read_config(given.config) if given.config is not None else {}
+    return given.config, given.recipe or options.get("recipe"), options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains a model."""
+    if _read_sources(argv)[1] == "list":
+        from ..training.recipe_presets import list_recipes
+
+        for name, what in list_recipes().items():
+            print(f"{name:<16} {what}")
+        return 0
+    arguments = parse_arguments(argv)
     from ..training.run_training import run_training
 
-    run_training(*arguments[:-1], report=print)
+    run_training(*arguments, report=print)
     return 0

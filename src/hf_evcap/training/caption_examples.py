@@ -253,9 +253,10 @@ class StreamedCaptionExamples(_CheckedCaptions, torch.utils.data.IterableDataset
                 yield {**example, "row": row, "caption": caption}
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        rows = -1
+        count = 0
         try:
-            for rows, content in enumerate(self.dataset):
+            for content in self.dataset:
                 yield content
+                count += 1
         except DAMAGE as error:
-            raise ValueError(f"The stream is damaged after photo {rows}: {error}. Fetch the data anew.") from error
+            raise ValueError(f"The stream is damaged after {count} photos: {error}. Fetch the data anew.") from error

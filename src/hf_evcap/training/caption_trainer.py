@@ -17,6 +17,7 @@ from torch import nn
 from transformers import EvalPrediction, Seq2SeqTrainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.utils import logging
 
@@ -208,6 +209,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             super().save_model(unfinished, _internal_call=True)
+            os.remove(os.path.join(unfinished, TRAINING_ARGS_NAME))  # a pickle, and of this machine
             for name in os.listdir(unfinished):
                 existing = os.path.join(target, name)
                 if os.path.isdir(existing):

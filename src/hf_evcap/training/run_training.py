@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import datasets
-from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback, set_seed
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
 import hf_evcap
@@ -17,7 +18,10 @@ from .caption_collator import PhotoCaptionCollator
 from .caption_examples import DAMAGE, CaptionExamples, StreamedCaptionExamples
 from .caption_trainer import CaptionTrainer, last_whole_checkpoint
 from .freezing import apply_policy, describe_trainable
-from .training_arguments import CaptionTrainingArguments, DataArguments, ModelArguments
+from .quantization import language_model_quantization, prepare_for_training
+from .retrieval_in_training import TrainingRetrieval, photo_keys
+from .training_arguments import CaptionTrainingArguments, DataArguments, ModelArguments, RetrievalArguments
+from .vision_cache import VisionFeatureCache
 
 
 logger = logging.get_logger(__name__)
@@ -36,8 +40,13 @@ def load_model(arguments: ModelArguments, training: CaptionTrainingArguments) ->
     for name in ("memory", "attn_implementation"):
         if getattr(arguments, name) is not None:
             options[name] = getattr(arguments, name)
+    if arguments.quantization is not None:
+        config = AutoConfig.from_pretrained(source, **hub)
+        options["quantization_config"] = language_model_quantization(arguments.quantization, config)
+        options["device_map"] = {"": training.device}  # of this process
     model = AutoModelForImageTextToText.from_pretrained(source, **options)
     processor = AutoProcessor.from_pretrained(source, **hub)
+    prepare_for_training(model, arguments.policy)
     model = apply_policy(
         model,
         arguments.policy,
@@ -52,8 +61,16 @@ def load_model(arguments: ModelArguments, training: CaptionTrainingArguments) ->
     return model, processor
 
 
-def load_training_examples(arguments: DataArguments, processor: Any, seed: int) -> Any:
-    """[`CaptionExamples`] to train on, or [`StreamedCaptionExamples`]."""
+def load_training_examples(arguments: DataArguments, processor: Any, seed: int, model: Any = None) -> Any:
+    """
+    [`CaptionExamples`] to train on, or [`StreamedCaptionExamples`].
+
+    Args:
+        arguments ([`DataArguments`]): The data.
+        processor: The model's.
+        seed (`int`): Of the draw of captions, and of a stream's shuffling.
+        model (*optional*): Whose encoder must have made `feature_cache`.
+    """
     if arguments.dataset is None:
         raise ValueError("Name the captioned photos to train on: `--dataset FILE, FOLDER or Hub id`.")
     dataset = _load_data(arguments, arguments.dataset, arguments.dataset_split, arguments.images, arguments.streaming)
@@ -69,18 +86,22 @@ def load_training_examples(arguments: DataArguments, processor: Any, seed: int) 
             dataset = dataset.take(arguments.max_train_samples)
         if arguments.shuffle_buffer_size > 1:
             dataset = dataset.shuffle(seed=seed, buffer_size=arguments.shuffle_buffer_size)
-        return StreamedCaptionExamples(dataset, processor, **options)
-    return CaptionExamples(_first(dataset, arguments.max_train_samples), processor, **options)
+    else:
+        dataset = _first(dataset, arguments.max_train_samples)
+    dataset = _with_features(dataset, arguments.feature_cache, model, processor)
+    examples = StreamedCaptionExamples if arguments.streaming else CaptionExamples
+    return examples(dataset, processor, **options)
 
 
-def load_evaluation_examples(arguments: DataArguments, processor: Any) -> CaptionExamples | None:
+def load_evaluation_examples(arguments: DataArguments, processor: Any, model: Any = None) -> CaptionExamples | None:
     """[`CaptionExamples`] to evaluate on, each photo once, or `None` where none are named."""
     if arguments.eval_dataset is None and arguments.eval_split is None:
         return None
     source = str(arguments.eval_dataset or arguments.dataset)
     dataset = _load_data(arguments, source, arguments.eval_split, arguments.eval_images or arguments.images, False)
+    dataset = _first(dataset, arguments.max_eval_samples)
     return CaptionExamples(
-        _first(dataset, arguments.max_eval_samples),
+        _with_features(dataset, arguments.eval_feature_cache, model, processor),
         processor,
         captions="first",
         max_caption_length=arguments.max_caption_length,
@@ -109,6 +130,13 @@ def _load_data(
         )
     except DAMAGE as error:
         raise ValueError(f"The data of {source} is damaged: {error}. Fetch it anew.") from error
+
+
+def _with_features(dataset: Any, folder: str | None, model: Any, processor: Any) -> Any:
+    if folder is None:
+        return dataset
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return VisionFeatureCache.open(folder, base, processor).attach(dataset)
 
 
 def _first(dataset: datasets.Dataset, count: int | None) -> datasets.Dataset:
@@ -145,6 +173,7 @@ def run_training(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     training: CaptionTrainingArguments,
+    retrieval_arguments: RetrievalArguments | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> CaptionTrainer:
     """
@@ -154,6 +183,7 @@ def run_training(
         model_arguments ([`ModelArguments`]): Which model, and what of it is trained.
         data_arguments ([`DataArguments`]): Photos with captions.
         training ([`CaptionTrainingArguments`]): Everything that transformers' Trainer takes.
+        retrieval_arguments ([`RetrievalArguments`], *optional*): What retrieval does in training.
         report (`Callable`, *optional*): Gets lines for the user, on the main process.
 
     Returns:
@@ -165,9 +195,10 @@ def run_training(
     set_seed(training.seed)
     model, processor = load_model(model_arguments, training)
     report(f"Policy {model_arguments.policy}. {describe_trainable(model)}")
-    train_examples = load_training_examples(data_arguments, processor, training.seed)
-    eval_examples = load_evaluation_examples(data_arguments, processor)
+    train_examples = load_training_examples(data_arguments, processor, training.seed, model)
+    eval_examples = load_evaluation_examples(data_arguments, processor, model)
     report(describe_data(train_examples, eval_examples))
+    retrieval = TrainingRetrieval(model, **asdict(retrieval_arguments or RetrievalArguments()), seed=training.seed)
     callbacks = []
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
@@ -175,12 +206,14 @@ def run_training(
         model,
         training,
         processing_class=processor,
-        data_collator=PhotoCaptionCollator(processor, data_arguments.max_caption_length),
+        data_collator=PhotoCaptionCollator(processor, data_arguments.max_caption_length, photo_keys),
         train_dataset=train_examples,
         eval_dataset=eval_examples,
         callbacks=callbacks,
+        retrieval=retrieval,
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    retrieval.detach()
     metrics = dict(result.metrics)
     skipped = {"photos": train_examples.skipped_photos, "captions": train_examples.skipped_captions}
     for what, count in skipped.items():

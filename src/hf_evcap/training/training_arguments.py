@@ -30,6 +30,9 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Such as sdpa, eager or flash_attention_2."}
     )
+    quantization: Literal["8bit", "4bit"] | None = field(
+        default=None, metadata={"help": "Load the frozen language model in so many bits, by bitsandbytes."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a Hub repo."})
     policy: str = field(
         default="paper",
@@ -79,6 +82,10 @@ class DataArguments:
     eval_split: str | None = field(default=None, metadata={"help": "Split of the photos to evaluate on."})
     eval_images: str | None = field(default=None, metadata={"help": "Folder of their photos; that of --images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many photos."})
+    feature_cache: str | None = field(
+        default=None, metadata={"help": "Folder of `hf-evcap cache-features`, in place of the vision encoder."}
+    )
+    eval_feature_cache: str | None = field(default=None, metadata={"help": "The same for the evaluation's photos."})
     captions_per_photo: Literal["all", "one", "first"] = field(
         default="all",
         metadata={"help": "Each photo with all its captions an epoch, with one drawn by the seed, or with the first."},
@@ -89,6 +96,24 @@ class DataArguments:
         default="raise",
         metadata={"help": "Unreadable photos, empty captions and those over the limit: stop, or leave out and count."},
     )
+
+
+@dataclass
+class RetrievalArguments:
+    """What retrieval does in training and not otherwise; see [`~retrieval_in_training.TrainingRetrieval`]."""
+
+    _argument_group_name: ClassVar[str] = "retrieval in training"
+
+    leave_one_out: bool = field(
+        default=True, metadata={"help": "A photo that is in the memory does not retrieve itself, by id and pixels."}
+    )
+    sample_from: int | None = field(
+        default=None,
+        metadata={"help": "Draw what is retrieved from this many of the best, instead of taking the best."},
+    )
+    keep_best: int = field(default=1, metadata={"help": "So many of the best are always among those drawn."})
+    name_dropout: float = field(default=0.0, metadata={"help": "Share of retrieved names (captions) withheld."})
+    photo_dropout: float = field(default=0.0, metadata={"help": "Share of photos from which all are withheld."})
 
 
 @dataclass
