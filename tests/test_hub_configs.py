@@ -9,7 +9,13 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, GenerationConfig
 
-from hf_evcap import EVCapConfig, EVCapForConditionalGeneration, EVCapProcessor
+from hf_evcap import (
+    EVCapConfig,
+    EVCapForConditionalGeneration,
+    EVCapProcessor,
+    SmallCapForConditionalGeneration,
+    SmallCapProcessor,
+)
 
 
 HUB_CONFIGS = Path(__file__).parent.parent / "hub_configs"
@@ -25,6 +31,27 @@ def test_trainable_parameters_on_the_meta_device(name: str, trainable: int) -> N
     assert model.freeze_for_training("paper") == trainable
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert names == {"query_tokens", "name_query_tokens", "language_projection.weight", "language_projection.bias"}
+
+
+@pytest.mark.parametrize(("name", "total"), [("smallcap-7m", "219,401,472"), ("smallcap-opt", "220,200,960")])
+def test_smallcap_folders_are_the_papers_models(name: str, total: str) -> None:
+    config = AutoConfig.from_pretrained(HUB_CONFIGS / name)
+    with torch.device("meta"):
+        model = SmallCapForConditionalGeneration(config)
+    assert model.freeze_for_training("paper") == 7_094_016
+    assert all("crossattention" in name for name, one in model.named_parameters() if one.requires_grad)
+    assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" == total
+    card = (HUB_CONFIGS / name / "README.md").read_text(encoding="utf-8")
+    assert f"7,094,016 parameters of {total}" in card
+    generation = GenerationConfig.from_pretrained(HUB_CONFIGS / name)
+    made = model.generation_config
+    for option in ("max_new_tokens", "num_beams", "length_penalty", "early_stopping", "eos_token_id", "pad_token_id"):
+        assert getattr(generation, option) == getattr(made, option), option
+    assert (config.eos_token_id, config.pad_token_id) == (generation.eos_token_id, generation.pad_token_id)
+    assert config.prompt_template.format(captions="c") == "Similar images show\n\nc.\n\nThis image shows "
+    settings, _ = SmallCapProcessor.get_processor_dict(HUB_CONFIGS / name)
+    assert (settings["pad_token"], settings["end_token"], settings["max_caption_length"]) == ("!", ".", 25)
+    assert settings["image_processor"]["size"] == {"shortest_edge": config.vision_config.image_size}
 
 
 def test_13b_is_the_papers_model() -> None:

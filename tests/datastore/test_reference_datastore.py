@@ -60,6 +60,9 @@ def test_command_line_reads_it(files: SimpleNamespace, capsys: pytest.CaptureFix
     loaded = CaptionDatastore.from_pretrained(out)
     assert loaded.dtype == "float16" and len(loaded) == 5
     assert main(["datastore", "verify", str(out)]) == 0
+    again = files.folder / "again"
+    assert main(["convert", "datastore", str(files.index), str(files.captions), "--out", str(again)]) == 0
+    assert CaptionDatastore.from_pretrained(again).captions == loaded.captions
 
 
 def test_what_is_not_such_a_datastore_is_refused(files: SimpleNamespace) -> None:

@@ -33,11 +33,12 @@ ALLOWED |= {"typing_extensions", "yaml"} | set(sys.stdlib_module_names)
 def test_model_folders_are_pushed_as_they_are(name: str, tmp_path: Path) -> None:
     ready = prepare_repo("model", str(HUB_CONFIGS / name), tmp_path, f"alice/{name}")
     assert {path.name for path in (HUB_CONFIGS / name).iterdir()} <= set(ready.files)
-    assert {"modeling_evcap.py", "pipeline_captioning.py", "processing_evcap.py"} <= set(ready.files)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["auto_map"]["AutoConfig"] == "configuration_evcap.EVCapConfig"
+    family, words = config["model_type"], {"evcap": "EVCap", "smallcap": "SmallCap"}[config["model_type"]]
+    assert {f"modeling_{family}.py", f"processing_{family}.py", "pipeline_captioning.py"} <= set(ready.files)
+    assert config["auto_map"]["AutoConfig"] == f"configuration_{family}.{words}Config"
     processor = json.loads((tmp_path / "processor_config.json").read_text())
-    assert processor["auto_map"] == {"AutoProcessor": "processing_evcap.EVCapProcessor"}
+    assert processor["auto_map"] == {"AutoProcessor": f"processing_{family}.{words}Processor"}
     assert AutoConfig.from_pretrained(tmp_path).to_dict().keys() >= {"text_config", "vision_config"}
     assert (tmp_path / "README.md").read_text() == (HUB_CONFIGS / name / "README.md").read_text()
     ModelCard((tmp_path / "README.md").read_text()).data.to_dict()

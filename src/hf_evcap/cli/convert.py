@@ -9,7 +9,7 @@ from typing import Any
 def make_parser() -> argparse.ArgumentParser:
     """Makes the verb's parser."""
     parser = argparse.ArgumentParser(
-        prog="hf-evcap convert", description="Convert checkpoints and memories of the reference implementation."
+        prog="hf-evcap convert", description="Convert checkpoints, memories and datastores of the references."
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     evcap = kinds.add_parser(
@@ -65,18 +65,38 @@ def make_parser() -> argparse.ArgumentParser:
     )
     memory.add_argument("pickle", help="the reference's ext_memory.pkl")
     memory.add_argument("--out", required=True, help="folder for the memory")
+    datastore = kinds.add_parser(
+        "datastore",
+        help="a SmallCap datastore",
+        description="Convert coco_index and coco_index_captions.json into a datastore folder, with the keys as they "
+        "are (CLIP RN50x64's). `hf-evcap datastore build` encodes its captions anew for another CLIP.",
+    )
+    datastore.add_argument("index", help="the reference's coco_index, a flat FAISS index")
+    datastore.add_argument("captions", help="its coco_index_captions.json")
+    datastore.add_argument("--out", required=True, help="folder for the datastore")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Converts and says what became of every key."""
     arguments = make_parser().parse_args(argv)
-    from ..conversion import ConversionReport, convert_evcap, convert_smallcap, load_evcap_memory
+    from ..conversion import (
+        ConversionReport,
+        convert_evcap,
+        convert_smallcap,
+        load_evcap_memory,
+        load_smallcap_datastore,
+    )
 
     if arguments.kind == "memory":
         memory = load_evcap_memory(arguments.pickle)
         memory.save_pretrained(arguments.out)
         print(f"{memory!r} written to {arguments.out}")
+        return 0
+    if arguments.kind == "datastore":
+        datastore = load_smallcap_datastore(arguments.index, arguments.captions)
+        datastore.save_pretrained(arguments.out)
+        print(f"{datastore!r} written to {arguments.out}")
         return 0
     report = ConversionReport()
     if arguments.kind == "smallcap":
