@@ -5,6 +5,7 @@ A metric script imports this module and not its classes: `evaluate` takes the fi
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -28,13 +29,18 @@ class CheckedMetric(evaluate.Metric):
     `evaluate` by itself turns NaN and numbers into strings and drops arguments it has no feature for.
 
     Attributes:
+        module_info (`evaluate.MetricInfo`): Description, citation, features and sources.
         checks (`dict[str, Callable]`): For each input a function of the entry's name and value that raises on bad
             values and gives the value to store.
         optional (`frozenset[str]`): Inputs that may be missing; an empty list an image is stored then.
     """
 
+    module_info: evaluate.MetricInfo
     checks: dict[str, Callable[[str, Any], Any]]
     optional: frozenset[str] = frozenset()
+
+    def _info(self) -> evaluate.MetricInfo:
+        return copy.copy(self.module_info)  # `evaluate` writes the instance's names into it
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **inputs: Any) -> None:
         """Check and store a batch."""
@@ -204,3 +210,27 @@ CAPTION_FEATURES = datasets.Features(
     {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
 )
 CAPTION_CHECKS: dict[str, Callable] = {"predictions": caption, "references": captions}
+
+
+class CaptionMetric(CheckedMetric):
+    """A metric of captions against reference captions.
+
+    Attributes:
+        score (`Callable`): Method of a subclass: scores tokenised predictions and references, with options of its own.
+    """
+
+    checks = CAPTION_CHECKS
+    score: Callable[..., dict[str, Any]]
+
+    def _compute(
+        self,
+        *,
+        predictions: list[str],
+        references: list[list[str]],
+        tokenize: bool = True,
+        image_ids: list[Any] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        check_image_ids(image_ids, len(predictions))
+        predictions, references = prepare_captions(predictions, references, tokenize)
+        return self.score(predictions, references, **options)

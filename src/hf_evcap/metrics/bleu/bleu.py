@@ -42,30 +42,19 @@ Examples:
 """
 
 
-class Bleu(caption_metric.CheckedMetric):
+class Bleu(caption_metric.CaptionMetric):
     """coco-caption's BLEU as an `evaluate` metric."""
 
-    checks = caption_metric.CAPTION_CHECKS
+    module_info = evaluate.MetricInfo(
+        description=_DESCRIPTION,
+        citation=_CITATION,
+        inputs_description=_KWARGS_DESCRIPTION,
+        features=caption_metric.CAPTION_FEATURES,
+        reference_urls=["https://aclanthology.org/P02-1040/", "https://github.com/tylin/coco-caption"],
+    )
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=caption_metric.CAPTION_FEATURES,
-            reference_urls=["https://aclanthology.org/P02-1040/", "https://github.com/tylin/coco-caption"],
-        )
-
-    def _compute(
-        self,
-        *,
-        predictions: list[str],
-        references: list[list[str]],
-        tokenize: bool = True,
-        image_ids: list[Any] | None = None,
-    ) -> dict[str, Any]:
-        caption_metric.check_image_ids(image_ids, len(predictions))
-        predictions, references = caption_metric.prepare_captions(predictions, references, tokenize)
+    def score(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+        """Score tokenised captions."""
         scores = caption_scores.bleu_scores(predictions, references)
         results = {f"bleu_{order}": score for order, score in enumerate(scores.corpus, start=1)}
         for order, per_caption in enumerate(scores.per_caption.T.tolist(), start=1):

@@ -48,33 +48,22 @@ Examples:
 """
 
 
-class Cider(caption_metric.CheckedMetric):
+class Cider(caption_metric.CaptionMetric):
     """CIDEr as an `evaluate` metric."""
 
-    checks = caption_metric.CAPTION_CHECKS
+    module_info = evaluate.MetricInfo(
+        description=_DESCRIPTION,
+        citation=_CITATION,
+        inputs_description=_KWARGS_DESCRIPTION,
+        features=caption_metric.CAPTION_FEATURES,
+        reference_urls=["https://arxiv.org/abs/1411.5726", "https://github.com/tylin/coco-caption"],
+    )
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=caption_metric.CAPTION_FEATURES,
-            reference_urls=["https://arxiv.org/abs/1411.5726", "https://github.com/tylin/coco-caption"],
-        )
-
-    def _compute(
-        self,
-        *,
-        predictions: list[str],
-        references: list[list[str]],
-        document_frequency: Any = None,
-        sigma: float = 6.0,
-        tokenize: bool = True,
-        image_ids: list[Any] | None = None,
+    def score(
+        self, predictions: list[str], references: list[list[str]], document_frequency: Any = None, sigma: float = 6.0
     ) -> dict[str, Any]:
-        caption_metric.check_image_ids(image_ids, len(predictions))
+        """Score tokenised captions."""
         document_frequency = _read_document_frequency(document_frequency)
-        predictions, references = caption_metric.prepare_captions(predictions, references, tokenize)
         scores = caption_scores.cider_scores(predictions, references, document_frequency, sigma=sigma)
         return {"cider": sum(scores) / len(scores), "cider_per_caption": scores}
 

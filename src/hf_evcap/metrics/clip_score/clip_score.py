@@ -72,20 +72,19 @@ class ClipScore(caption_metric.CheckedMetric):
     }
     optional = frozenset({"references"})
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "images": datasets.Image(),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
-            reference_urls=["https://arxiv.org/abs/2104.08718"],
-        )
+    module_info = evaluate.MetricInfo(
+        description=_DESCRIPTION,
+        citation=_CITATION,
+        inputs_description=_KWARGS_DESCRIPTION,
+        features=datasets.Features(
+            {
+                "predictions": datasets.Value("string"),
+                "images": datasets.Image(),
+                "references": datasets.Sequence(datasets.Value("string")),
+            }
+        ),
+        reference_urls=["https://arxiv.org/abs/2104.08718"],
+    )
 
     def _compute(
         self,

@@ -41,32 +41,21 @@ Examples:
 """
 
 
-class Meteor(caption_metric.CheckedMetric):
+class Meteor(caption_metric.CaptionMetric):
     """METEOR 1.5 as an `evaluate` metric."""
 
-    checks = caption_metric.CAPTION_CHECKS
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=caption_metric.CAPTION_FEATURES,
-            reference_urls=["https://www.cs.cmu.edu/~alavie/METEOR/", "https://github.com/tylin/coco-caption"],
-        )
+    module_info = evaluate.MetricInfo(
+        description=_DESCRIPTION,
+        citation=_CITATION,
+        inputs_description=_KWARGS_DESCRIPTION,
+        features=caption_metric.CAPTION_FEATURES,
+        reference_urls=["https://www.cs.cmu.edu/~alavie/METEOR/", "https://github.com/tylin/coco-caption"],
+    )
 
     def _download_and_prepare(self, dl_manager: Any) -> None:
         java_scorers.require_java("meteor")
 
-    def _compute(
-        self,
-        *,
-        predictions: list[str],
-        references: list[list[str]],
-        tokenize: bool = True,
-        image_ids: list[Any] | None = None,
-    ) -> dict[str, Any]:
-        caption_metric.check_image_ids(image_ids, len(predictions))
-        predictions, references = caption_metric.prepare_captions(predictions, references, tokenize)
+    def score(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+        """Score tokenised captions."""
         score, scores = java_scorers.score_with_java("meteor", predictions, references)
         return {"meteor": score, "meteor_per_caption": scores}

@@ -67,21 +67,20 @@ class NameHallucination(caption_metric.CheckedMetric):
     }
     optional = frozenset({"references", "retrieved_names", "annotations"})
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                    "retrieved_names": datasets.Sequence(datasets.Value("string")),
-                    "annotations": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
-            reference_urls=["https://arxiv.org/abs/1809.02156"],
-        )
+    module_info = evaluate.MetricInfo(
+        description=_DESCRIPTION,
+        citation=_CITATION,
+        inputs_description=_KWARGS_DESCRIPTION,
+        features=datasets.Features(
+            {
+                "predictions": datasets.Value("string"),
+                "references": datasets.Sequence(datasets.Value("string")),
+                "retrieved_names": datasets.Sequence(datasets.Value("string")),
+                "annotations": datasets.Sequence(datasets.Value("string")),
+            }
+        ),
+        reference_urls=["https://arxiv.org/abs/1809.02156"],
+    )
 
     def _compute(
         self,

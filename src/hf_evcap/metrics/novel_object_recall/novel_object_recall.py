@@ -52,14 +52,13 @@ class NovelObjectRecall(caption_metric.CheckedMetric):
 
     checks = {"predictions": caption_metric.caption, "references": caption_metric.names}
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=caption_metric.CAPTION_FEATURES,
-            reference_urls=["https://arxiv.org/abs/2311.15879"],
-        )
+    module_info = evaluate.MetricInfo(
+        description=_DESCRIPTION,
+        citation=_CITATION,
+        inputs_description=_KWARGS_DESCRIPTION,
+        features=caption_metric.CAPTION_FEATURES,
+        reference_urls=["https://arxiv.org/abs/2311.15879"],
+    )
 
     def _compute(
         self,

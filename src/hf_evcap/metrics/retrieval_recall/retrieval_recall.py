@@ -52,19 +52,18 @@ class RetrievalRecall(caption_metric.CheckedMetric):
 
     checks = {"predictions": caption_metric.names_or_none, "references": caption_metric.names}
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("string")),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
-            reference_urls=["https://arxiv.org/abs/2311.15879"],
-        )
+    module_info = evaluate.MetricInfo(
+        description=_DESCRIPTION,
+        citation=_CITATION,
+        inputs_description=_KWARGS_DESCRIPTION,
+        features=datasets.Features(
+            {
+                "predictions": datasets.Sequence(datasets.Value("string")),
+                "references": datasets.Sequence(datasets.Value("string")),
+            }
+        ),
+        reference_urls=["https://arxiv.org/abs/2311.15879"],
+    )
 
     def _compute(
         self,

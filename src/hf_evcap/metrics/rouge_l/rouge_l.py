@@ -42,30 +42,18 @@ Examples:
 """
 
 
-class RougeL(caption_metric.CheckedMetric):
+class RougeL(caption_metric.CaptionMetric):
     """coco-caption's ROUGE-L as an `evaluate` metric."""
 
-    checks = caption_metric.CAPTION_CHECKS
+    module_info = evaluate.MetricInfo(
+        description=_DESCRIPTION,
+        citation=_CITATION,
+        inputs_description=_KWARGS_DESCRIPTION,
+        features=caption_metric.CAPTION_FEATURES,
+        reference_urls=["https://aclanthology.org/W04-1013/", "https://github.com/tylin/coco-caption"],
+    )
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=caption_metric.CAPTION_FEATURES,
-            reference_urls=["https://aclanthology.org/W04-1013/", "https://github.com/tylin/coco-caption"],
-        )
-
-    def _compute(
-        self,
-        *,
-        predictions: list[str],
-        references: list[list[str]],
-        beta: float = 1.2,
-        tokenize: bool = True,
-        image_ids: list[Any] | None = None,
-    ) -> dict[str, Any]:
-        caption_metric.check_image_ids(image_ids, len(predictions))
-        predictions, references = caption_metric.prepare_captions(predictions, references, tokenize)
+    def score(self, predictions: list[str], references: list[list[str]], beta: float = 1.2) -> dict[str, Any]:
+        """Score tokenised captions."""
         scores = caption_scores.rouge_l_scores(predictions, references, beta)
         return {"rouge_l": sum(scores) / len(scores), "rouge_l_per_caption": scores}

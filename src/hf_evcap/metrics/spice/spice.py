@@ -42,33 +42,22 @@ Examples:
 """
 
 
-class Spice(caption_metric.CheckedMetric):
+class Spice(caption_metric.CaptionMetric):
     """SPICE as an `evaluate` metric."""
 
-    checks = caption_metric.CAPTION_CHECKS
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=caption_metric.CAPTION_FEATURES,
-            reference_urls=["https://arxiv.org/abs/1607.08822", "https://github.com/tylin/coco-caption"],
-        )
+    module_info = evaluate.MetricInfo(
+        description=_DESCRIPTION,
+        citation=_CITATION,
+        inputs_description=_KWARGS_DESCRIPTION,
+        features=caption_metric.CAPTION_FEATURES,
+        reference_urls=["https://arxiv.org/abs/1607.08822", "https://github.com/tylin/coco-caption"],
+    )
 
     def _download_and_prepare(self, dl_manager: Any) -> None:
         java_scorers.require_java("spice")
 
-    def _compute(
-        self,
-        *,
-        predictions: list[str],
-        references: list[list[str]],
-        tokenize: bool = True,
-        image_ids: list[Any] | None = None,
-    ) -> dict[str, Any]:
-        caption_metric.check_image_ids(image_ids, len(predictions))
-        predictions, references = caption_metric.prepare_captions(predictions, references, tokenize)
+    def score(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+        """Score tokenised captions."""
         score, scores = java_scorers.score_with_java("spice", predictions, references)
         by_category: dict[str, list[float]] = {}
         for categories in scores:
