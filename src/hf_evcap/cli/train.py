@@ -80,8 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         for name, what in list_recipes().items():
             print(f"{name:<16} {what}")
         return 0
-    arguments = parse_arguments(argv)
+    model, data, training, retrieval = parse_arguments(argv)
     from ..training.run_training import run_training
 
-    run_training(*arguments, report=print)
+    run_training(model, data, training, retrieval, report=print)
     return 0

@@ -36,7 +36,7 @@ def load_model(arguments: ModelArguments, training: CaptionTrainingArguments) ->
     """
     source = arguments.model or hf_evcap.default_model()
     hub = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
-    options = {**hub, "dtype": arguments.dtype or ("float32" if training.device.type == "cpu" else "auto")}
+    options: dict[str, Any] = {**hub, "dtype": arguments.dtype or ("float32" if training.device.type == "cpu" else "auto")}
     for name in ("memory", "attn_implementation"):
         if getattr(arguments, name) is not None:
             options[name] = getattr(arguments, name)
@@ -74,7 +74,7 @@ def load_training_examples(arguments: DataArguments, processor: Any, seed: int, 
     if arguments.dataset is None:
         raise ValueError("Name the captioned photos to train on: `--dataset FILE, FOLDER or Hub id`.")
     dataset = _load_data(arguments, arguments.dataset, arguments.dataset_split, arguments.images, arguments.streaming)
-    options = {
+    options: dict[str, Any] = {
         "captions": arguments.captions_per_photo,
         "max_caption_length": arguments.max_caption_length,
         "truncate": arguments.truncate_captions,
