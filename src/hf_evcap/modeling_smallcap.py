@@ -270,7 +270,8 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
                 self._loaded[str(memory)] = CaptionDatastore.from_pretrained(memory)
             memory = self._loaded[str(memory)]
         if self._retriever is None or self._retriever.memory is not memory or self._retriever.stale:
-            self.check_memory(memory)
+            if memory is not self._datastore:
+                self.check_memory(memory)
             self._retriever = CaptionRetriever(memory)
         return self._retriever
 
@@ -493,7 +494,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
 
     def _decoder_features(self, vision_hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.get_input_embeddings().weight
-        return vision_hidden_states.to(weight.device, weight.dtype)
+        return vision_hidden_states.to(weight.device, weight.dtype).contiguous()
 
     def _empty_cache(self) -> Cache:
         return empty_cache(self.config.text_config)

@@ -43,7 +43,7 @@ class SmallCapProcessor(RetrievalProcessor):
         for argument, token in (("pad_token", pad_token), ("end_token", end_token)):
             if token not in vocabulary:
                 raise ValueError(f"`{argument}` must be a token of the tokenizer; {token!r} is not.")
-        tokenizer.pad_token, tokenizer.eos_token = pad_token, end_token
+        tokenizer.add_special_tokens({"pad_token": pad_token, "eos_token": end_token})  # decoding leaves them out
         tokenizer.padding_side = "left"
         self.pad_token = pad_token
         self.end_token = end_token
