@@ -38,14 +38,14 @@ class EVCapSpelling(nn.Module):
             self.register_buffer(name, torch.zeros(size, dtype=torch.bool))
 
     @torch.no_grad()
-    def fit(self, tokenizer: Any, texts: Sequence[str], min_count: int = 2) -> None:
+    def fit(self, tokenizer: Any, texts: Sequence[str], min_count: int = 3) -> None:
         """
         Learns from text which tokens are words.
 
         Args:
             tokenizer: The language model's; words begin with its space mark.
             texts (`Sequence[str]`): Captions as they are trained on.
-            min_count (`int`, *optional*, defaults to 2): How often a token must be seen as a word.
+            min_count (`int`, *optional*, defaults to 3): How often a token must be seen as a word.
         """
         special = set(tokenizer.all_special_ids)
         for token, index in tokenizer.get_vocab().items():

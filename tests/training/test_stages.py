@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_evcap import EVCapConfig, EVCapForConditionalGeneration
 from hf_evcap.configuration_efficientnet_lite import EfficientNetLiteConfig
@@ -15,7 +16,11 @@ from hf_evcap.training.caption_mixture import CachedFeatures, CaptionedPhotos, C
 from hf_evcap.training.caption_tokenizer import train_caption_tokenizer
 from hf_evcap.training.data_collator import CaptionCollator
 from hf_evcap.training.feature_cache import cache_vision_features, random_view
-from hf_evcap.training.name_copying import align_names_with_words, initialize_name_copying
+from hf_evcap.training.name_copying import (
+    align_names_with_words,
+    initialize_name_copying,
+    initialize_word_copying,
+)
 from hf_evcap.training.name_exercises import NamedCaptionExercises, NameSource
 from hf_evcap.training.stage_trainer import StageSettings, part_rate, run_stage
 
@@ -89,6 +94,23 @@ def test_names_pass_through_the_fusion_to_their_embeddings(tokenizer):
         projected = model.project(query_output, fused)[0, 4:]
         nearest = torch.cdist(projected[:3], words).argmin(-1)
     assert nearest.tolist() == lists[3]
+
+
+def test_attending_to_a_token_is_a_start_at_writing_it():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=500, tie_word_embeddings=True, **sizes))
+    prompts = torch.randperm(500)[:24].view(8, 3)
+
+    def places() -> torch.Tensor:
+        with torch.no_grad():
+            order = model(prompts).logits[:, -1].argsort(descending=True)
+        return (order[:, None, :] == prompts[:, :2, None]).nonzero()[:, 2].float()  # of the tokens before the last
+
+    before = places().mean()
+    initialize_word_copying(model, gain=0.6)
+    assert places().mean() < 25 < before  # of 500
+    assert model(prompts).logits.std() < 2.5
 
 
 def test_copying_needs_room_for_the_codes(tokenizer):

@@ -120,10 +120,11 @@ def test_join_names_cuts_and_ends_with_the_separator():
 
 
 def test_names_as_text_batch(tokenizer):
-    collator = NamesAsTextCollator(tokenizer, max_name_length=4, max_caption_length=2)
+    collator = NamesAsTextCollator(tokenizer, max_name_length=3, max_caption_length=2, photo_ids=[4, 4])
     batch = collator([{"names": [[10]], "caption": [20, 21, 22]}, {"names": [], "caption": [30]}])
     sep, bos, eos, pad = (getattr(tokenizer, f"{name}_token_id") for name in ("sep", "bos", "eos", "pad"))
-    assert batch["input_ids"].tolist() == [[10, sep, bos, 20, 21, eos], [sep, sep, bos, 30, eos, pad]]
+    rows = [[4, 4, 10, sep, sep, bos, 20, 21, eos], [4, 4, sep, sep, sep, bos, 30, eos, pad]]
+    assert batch["input_ids"].tolist() == rows
     assert batch["labels"].tolist() == [[-100, 20, 21, eos], [-100, 30, eos, -100]]
     assert batch["logits_to_keep"] == 4
 

@@ -35,25 +35,33 @@ class NamesAsTextCollator:
     """
     Batches for the language model alone, which reads the names as plain tokens before the caption.
 
-    A row is `name <sep> ... <sep> <sep> <s> caption </s>`; only the caption is learned. Padding stands on the right,
-    behind the caption, where a causal model needs no mask for it.
+    A row is laid out as the captioner's: placeholders of a photo, `name <sep> ... <sep> <sep>` over `max_name_length`
+    places, `<s> caption </s>`; only the caption is learned. Padding stands on the right, behind the caption, where a
+    causal model needs no mask for it.
 
     Args:
         tokenizer: With `bos_token`, `eos_token`, `pad_token` and `sep_token`.
-        max_name_length (`int`): Tokens of the names, at most.
+        max_name_length (`int`): Tokens of the names.
         max_caption_length (`int`): Tokens of the caption, at most.
+        photo_ids (`Sequence[int]`, *optional*): Tokens that stand for a photo.
     """
 
     tokenizer: Any
     max_name_length: int
     max_caption_length: int
+    photo_ids: Sequence[int] = ()
+
+    @property
+    def max_length(self) -> int:
+        """Places before the caption."""
+        return len(self.photo_ids) + self.max_name_length
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Args: examples (`Sequence[dict]`): each with `names` and `caption` as token ids."""
         tokenizer = self.tokenizer
         names = [join_names(example["names"], tokenizer.sep_token_id, self.max_name_length) for example in examples]
         captions = [example["caption"][: self.max_caption_length] + [tokenizer.eos_token_id] for example in examples]
-        prompt = pad(names, tokenizer.sep_token_id)
+        prompt = pad([[*self.photo_ids, *ids] for ids in names], tokenizer.sep_token_id, self.max_length)
         targets = pad(captions, tokenizer.pad_token_id)
         start = torch.full((len(examples), 1), tokenizer.bos_token_id)
         labels = torch.cat([torch.full_like(start, -100), pad(captions, -100)], dim=1)

@@ -44,7 +44,8 @@ def initialize_name_copying(model: Any, seed: int = 0) -> None:
 
     Object-name query i and name position i get the same code; the first layer's cross-attention matches codes and
     hands on what it finds; self-attention and feed-forward layers start silent. Eight queries of a random start must
-    squeeze many-token names and garble them; these have nothing to squeeze.
+    squeeze many-token names and garble them; these have nothing to squeeze. The image Q-Former's outputs start around
+    the embedding of the placeholder that stood for a photo while the language model learned to read names.
 
     Args:
         model ([`EVCapForConditionalGeneration`]): Changed in place. Needs `tie_name_embeddings`, and a width of at
@@ -88,6 +89,14 @@ def initialize_name_copying(model: Any, seed: int = 0) -> None:
     cross.output.dense.bias.zero_()
     model.language_projection.weight.copy_(torch.eye(width) * scale / width**0.5)
     model.language_projection.bias.zero_()
+    outputs = query_output_norm(model)
+    outputs.weight.fill_(0.5)
+    outputs.bias.copy_(words[config.image_token_id] * width**0.5 / scale)
+
+
+def query_output_norm(model: Any) -> nn.LayerNorm:
+    """The layer that the image Q-Former's outputs leave last."""
+    return model.qformer.encoder.layer[-1].output_query.LayerNorm
 
 
 def align_names_with_words(
@@ -118,7 +127,7 @@ def align_names_with_words(
     count = model.config.num_name_query_tokens
     weights = [*model.fusion_qformer.parameters(), model.name_query_tokens, *model.language_projection.parameters()]
     generator = torch.Generator().manual_seed(seed)
-    words = model.get_input_embeddings().weight.detach()
+    words, outputs = model.get_input_embeddings().weight.detach(), query_output_norm(model)
     variance = words.var(dim=0).sum()
 
     def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -129,10 +138,10 @@ def align_names_with_words(
         ids = torch.tensor([row + [separator] * (longest - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         target = torch.tensor([row + [separator] * (count - len(row)) for row in rows])
-        query_output = nn.functional.layer_norm(
-            torch.randn(batch_size, model.config.num_query_tokens, words.shape[1], generator=generator),
-            words.shape[1:],
-        )
+        with torch.no_grad():
+            query_output = outputs(
+                torch.randn(batch_size, model.config.num_query_tokens, words.shape[1], generator=generator)
+            )
         return query_output, model.fuse_names(query_output, ids, mask), words[target]
 
     fit_projection(model.language_projection, batch)

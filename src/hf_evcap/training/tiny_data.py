@@ -156,6 +156,11 @@ class TinyData:
         return dict(np.load(path))
 
     @cached_property
+    def texts(self) -> list[str]:
+        """What the language model reads: the corpus, and twice the captions of the training photos."""
+        return self.corpus + [caption for i in self.training_photos for caption in self.captions[i]] * 2
+
+    @cached_property
     def corpus_words(self) -> list[str]:
         """Content words that the corpus has more than once."""
         counts = Counter(word for caption in self.corpus for word in set(content_words(caption)))

@@ -22,6 +22,7 @@ from ..modeling_evcap import EVCapForConditionalGeneration
 from ..retrieval_evcap import normalize_name
 from .caption_mixture import CachedFeatures, CaptionedPhotos, CaptionMixture, NamedPhotos
 from .caption_text import agreement_weights
+from .caption_tokenizer import IMAGE_TOKEN
 from .data_collator import CaptionCollator, NamesAsTextCollator, join_names
 from .feature_cache import cache_vision_features
 from .name_copying import align_names_with_words, initialize_name_copying, initialize_word_copying
@@ -67,8 +68,7 @@ class TinyRecipe(TinyData):
             return result
         settings, own = self.stage_settings("language")
         tokenizer = self.tokenizer
-        texts = self.corpus + [caption for i in self.training_photos for caption in self.captions[i]] * 2
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(self.texts, add_special_tokens=False)["input_ids"]
         rows = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in ids]
         blocks = PackedCaptions(rows, own["block_length"], settings.steps * settings.batch_size, settings.seed)
         torch.manual_seed(settings.seed)
@@ -90,7 +90,8 @@ class TinyRecipe(TinyData):
                 total = settings.steps * settings.batch_size
                 others = self.exercises(total, settings.seed, weights=own["kinds"])
                 exercises = CopyingExercises(others, own["copied"], settings.seed)
-                collator = NamesAsTextCollator(self.tokenizer, self.recipe["model"]["max_name_length"], 24)
+                photo = [self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)] * own["photo_tokens"]
+                collator = NamesAsTextCollator(self.tokenizer, self.recipe["model"]["max_name_length"], 24, photo)
                 run_stage(model, exercises, collator, settings, self.work / f"names-{number}-checkpoints")
                 model.save_pretrained(result)
             base = result
@@ -107,7 +108,7 @@ class TinyRecipe(TinyData):
             "eos_token_id": tokenizer.eos_token_id,
         }
         fields = {**self.recipe["model"], "text_config": text, "vision_config": self.recipe["vision"]["config"]}
-        config = EVCapConfig(**fields, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+        config = EVCapConfig(**fields, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
         config._attn_implementation = "eager"  # the fastest at these sizes on a CPU
         return config
 
@@ -160,6 +161,8 @@ class TinyRecipe(TinyData):
             for i in range(0, len(chosen), 128)
         ]
         model.vision_space.fit(torch.cat(pooled))
+        if model.config.known_words_only:
+            model.spelling.fit(self.tokenizer, self.texts)
         return model
 
     def aligned(self) -> EVCapForConditionalGeneration:
@@ -261,9 +264,6 @@ class TinyRecipe(TinyData):
         checkpoints: str,
     ) -> None:
         settings, own = self._split_numbers(numbers)
-        with torch.no_grad():
-            model.language_projection.weight.mul_(own["projection_scale"])
-            model.language_projection.bias.mul_(own["projection_scale"])
         close = self.simulated["closeness"] > own["borrowed_similarity"]
         borrowed = [(int(self.simulated["nearest"][i]), self.corpus[i]) for i in np.flatnonzero(close)]
         source = self.name_source(own["known_share"])
