@@ -161,6 +161,10 @@ class CaptioningPipeline(ImageTextToTextPipeline):
             return super()._forward(model_inputs, generate_kwargs=generate_kwargs)
         errors = model_inputs.pop("error")
         pixel_values = model_inputs.pop("pixel_values")
+        if "prompts" in model_inputs:  # strings, one in a list for each photo of a batch
+            model_inputs["prompts"] = [
+                prompt if isinstance(prompt, str) else prompt[0] for prompt in model_inputs["prompts"]
+            ]
         encoded = self.model.encode_images(pixel_values, **(retrieval or {}))
         options = self._generation_options(generate_kwargs)
         sequences = self.model.generate(**model_inputs, encoded_images=encoded, **options)
