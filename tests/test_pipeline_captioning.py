@@ -13,6 +13,9 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import make_model, make_processor
+from tiny_smallcap import CAPTIONS
+from tiny_smallcap import make_model as make_smallcap
+from tiny_smallcap import make_processor as make_smallcap_processor
 from transformers import (
     AutoModelForImageTextToText,
     BlipConfig,
@@ -368,7 +371,9 @@ def run_without_the_package(folders, photo_paths, workplace):
 
 def texts_and_names(result):
     """A result without its scores, whose last digit depends on the number of threads."""
-    return [(entry["generated_text"], [name["name"] for name in entry["retrieved_names"]]) for entry in result]
+    field = next(field for field in result[0] if field.startswith("retrieved_"))
+    text = {"retrieved_names": "name", "retrieved_captions": "caption"}[field]
+    return [(entry["generated_text"], [found[text] for found in entry[field]]) for entry in result]
 
 
 @pytest.fixture(scope="module")
@@ -388,15 +393,25 @@ def vision_space_dir(tmp_path_factory):
     return folder
 
 
-def test_remote_code(converted_dir, vision_space_dir, photo_paths, tmp_path):
-    folders = [converted_dir, vision_space_dir]
+@pytest.fixture(scope="module")
+def smallcap_dir(tmp_path_factory):
+    """Folder of a SmallCap model."""
+    folder = tmp_path_factory.mktemp("smallcap")
+    make_smallcap().save_pretrained(folder)
+    make_smallcap_processor().save_pretrained(folder)
+    return folder
+
+
+def test_remote_code(converted_dir, vision_space_dir, smallcap_dir, photo_paths, tmp_path):
+    folders = [converted_dir, vision_space_dir, smallcap_dir]
+    memories = [["VisualNameMemory", 200], ["VisualNameMemory", 24], ["CaptionDatastore", len(CAPTIONS)]]
     found, modules = run_without_the_package(folders, photo_paths, tmp_path)
     assert modules == []
-    for folder, (remote, ids, memory, again, module) in zip(folders, found, strict=True):
+    for folder, size, (remote, ids, memory, again, module) in zip(folders, memories, found, strict=True):
         local = pipeline("image-to-text", model=str(folder))(photo_paths, batch_size=2)
         assert [texts_and_names(result) for result in remote] == [texts_and_names(result) for result in local]
         assert again == remote
-        assert len(ids) == 4 and memory == ["VisualNameMemory", 200 if folder is converted_dir else 24]
+        assert len(ids) == 4 and memory == size
         assert module.startswith("transformers_modules.")
 
 
