@@ -64,9 +64,10 @@ def test_table_and_plot(ablated: tuple[Path, dict[str, Any]]) -> None:
     for variant in results["variants"]:
         assert f"| {variant['name']} | {variant['metrics']['all']['CIDEr']:.1f} |" in text
     plot = Image.open(output / "ablation.png").convert("RGB")
-    assert plot.width > 1200 and plot.height > 400
+    assert plot.width == 1800 and plot.height > 800
     assert len(plot.getcolors(1 << 20)) > 50  # something is drawn
-    assert "<h2>Variants</h2>" in (output / "report.html").read_text()
+    report = (output / "report.html").read_text()
+    assert "<h2>Variants</h2>" in report and 'src="data:image/png;base64,' in report
 
 
 def test_a_variant_leaves_the_model_as_it_was(tiny_dir: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,42 +45,59 @@ def plot_ablation(results: Mapping[str, Any], file: Path) -> None:
     panels = {group: panels[group] for group in _TITLES if group in panels}
     if not panels:
         return
-    widths = [2.2 if group in ("names", "beams") else 1.4 for group in panels]
-    figure = Figure(figsize=(2.2 * sum(widths) + 0.6, 3.6), layout="constrained", dpi=150)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(4.0 * columns, 5.0), 2.9 * rows + 0.4), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
-    top = max(variant["metrics"]["all"][metric] for variant in results["variants"])
-    for axis, (group, variants) in zip(axes, panels.items(), strict=True):
+    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    own = base["metrics"]["all"][metric]
+    for axis, (group, variants) in zip(axes, panels.items(), strict=False):
         value = results["base_values"].get(group)
-        points = [(variant["value"], variant["name"], variant["metrics"]["all"][metric]) for variant in variants]
-        own = base["metrics"]["all"][metric]
+        heights = [variant["metrics"]["all"][metric] for variant in variants]
         if group in ("names", "beams"):
-            line = sorted([(at, height) for at, _, height in points] + [(value, own)])
-            axis.plot(*zip(*line, strict=True), color=_COLOR, marker="o", markersize=4)
-            axis.plot([value], [own], color=_BASE_COLOR, marker="o", markersize=7, linestyle="")
-            axis.set_xticks([at for at, _ in line])
+            _draw_line(axis, [variant["value"] for variant in variants], heights, value, own)
             if group == "names" and without is not None:
-                height = without["metrics"]["all"][metric]
-                axis.axhline(height, color=_GREY, linestyle="--", linewidth=1)
-                axis.annotate("without memory", (line[-1][0], height), ha="right", va="bottom", color=_GREY, size=8)
+                axis.axhline(without["metrics"]["all"][metric], color=_GREY, linestyle="--", linewidth=1)
         else:
-            labels = ["own" if value is None or group != "rule" else str(value), *(_label(one) for one in variants)]
-            heights = [own, *(height for _, _, height in points)]
-            bars = axis.bar(range(len(labels)), heights, width=0.6, color=[_BASE_COLOR] + [_COLOR] * len(points))
+            labels = [_own_label(group, value), *map(_label, variants)]
+            bars = axis.bar(labels, [own, *heights], width=0.6, color=[_BASE_COLOR] + [_COLOR] * len(heights))
             axis.bar_label(bars, fmt="%.1f", size=8, padding=2)
-            axis.set_xticks(range(len(labels)), labels, rotation=20 if len(labels) > 2 else 0, size=8)
+            axis.tick_params(axis="x", labelsize=8)
+            axis.set_xlim(-0.8, max(len(labels), 3) - 0.2)
         axis.set_title(_TITLES[group], size=10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#e6e6e6")
         axis.set_axisbelow(True)
-    axes[0].set_ylim(0, 1.12 * top if top else 1)
-    axes[0].set_ylabel(metric)
-    figure.suptitle(f"{results['model']['name']} on {results['dataset']['title']} (orange: as configured)", size=11)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    top = max(variant["metrics"]["all"][metric] for variant in results["variants"])
+    figure.axes[0].set_ylim(0, 1.15 * top if top else 1)
+    figure.supylabel(metric, size=10)
+    note = "orange: as it is" + ("; dashed: without the memory" if "names" in panels and without is not None else "")
+    figure.suptitle(f"{results['model']['name']} on {results['dataset']['title']} ({note})", size=11)
     unfinished = file.with_suffix(".tmp.png")
     figure.savefig(unfinished)
     unfinished.replace(file)
 
 
+def _draw_line(axis: Any, places: Sequence[int], heights: Sequence[float], own_place: int, own: float) -> None:
+    line = sorted([*zip(places, heights, strict=True), (own_place, own)])
+    axis.plot(*zip(*line, strict=True), color=_COLOR, marker="o", markersize=4)
+    axis.plot([own_place], [own], color=_BASE_COLOR, marker="o", markersize=7, linestyle="")
+    for place, height in line:
+        axis.annotate(f"{height:.1f}", (place, height), (0, 6), textcoords="offset points", ha="center", size=8)
+    axis.set_xticks([place for place, _ in line])
+    axis.margins(x=0.1)
+
+
+def _own_label(group: str, value: Any) -> str:
+    if group == "rejection":
+        return "off" if value is None else f"below {value:g}"
+    return str(value)
+
+
 def _label(variant: Mapping[str, Any]) -> str:
+    if variant["group"] == "memory effect":
+        return "none"
     name = str(variant["name"]).removeprefix(f"{variant['group']} ")
     return Path(name).name if variant["group"] == "memory" else name

@@ -25,7 +25,12 @@ _BINS = 24
 
 
 def write_report(
-    file: Path, data: datasets.Dataset, results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], photos: int
+    file: Path,
+    data: datasets.Dataset,
+    results: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    photos: int,
+    plot: Path | None = None,
 ) -> None:
     """
     Writes the report.
@@ -36,6 +41,7 @@ def write_report(
         results (`Mapping`): What `results.json` holds, with each photo's CIDEr.
         rows (`Sequence[Mapping]`): What `photos.jsonl` holds.
         photos (`int`): Photos in each part.
+        plot (`Path`, *optional*): A PNG file to show beside the variants.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -56,6 +62,7 @@ def write_report(
         group_columns=metric_columns(variants[0]["metrics"].values()),
         published=results["published"],
         changed=sum(row["caption"] != row.get("caption_without_memory", row["caption"]) for row in rows),
+        plot=None if plot is None else _data_address("image/png", plot.read_bytes()),
         histogram=histogram(rows) if scored and "cider" in rows[0] else None,
         parts=[
             {**part, "cards": [_card(row, undecoded) for row in part["rows"]]} for part in choose_photos(rows, photos)
@@ -113,7 +120,11 @@ def thumbnail(photo: Any) -> str:
     image.thumbnail(THUMBNAIL)
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return _data_address("image/jpeg", content.getvalue())
+
+
+def _data_address(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def histogram(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

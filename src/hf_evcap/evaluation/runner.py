@@ -52,7 +52,7 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
 
     state = PartialState()
     output = Path(arguments.output)
-    with state.main_process_first():  # one process fills the cache of `datasets`
+    with state.local_main_process_first():  # one process fills the cache of `datasets`
         data = load_data(arguments)
     plan: dict[str, Any] = {
         "dataset": {"fingerprint": hash_dataset(data), "photos": len(data)},
@@ -192,10 +192,12 @@ def _write(
     slim = [{name: value for name, value in one.items() if name != "cider_per_photo"} for one in results["variants"]]
     write_json(output / "results.json", {**results, "variants": slim})
     _replace(output / "results.md", markdown_report(results))
-    if arguments.report_photos:
-        write_report(output / "report.html", data, results, rows, arguments.report_photos)
+    plot = output / "ablation.png"
     if arguments.ablate and results["variants"][0]["metrics"]:
-        plot_ablation(results, output / "ablation.png")
+        plot_ablation(results, plot)
+    if arguments.report_photos:
+        shown = plot if arguments.ablate and plot.is_file() else None
+        write_report(output / "report.html", data, results, rows, arguments.report_photos, shown)
     if arguments.update_card:
         update_card(str(arguments.model), results)
 
