@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import evaluate
 import pytest
+import tiny_smallcap
 import yaml
 from caption_files import (
     karpathy_image,
@@ -28,10 +28,6 @@ from hf_evcap.evaluation import EvaluationArguments, evaluate_captioner
 from hf_evcap.evaluation.published import published_results
 from hf_evcap.evaluation.report import histogram
 from hf_evcap.evaluation.scoring import CaptionedPhotos, score
-
-
-sys.path.append(str(Path(__file__).parents[1] / "smallcap"))
-import tiny_smallcap  # noqa: E402
 
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "captions" / "validation.parquet"

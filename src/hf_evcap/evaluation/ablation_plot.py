@@ -99,5 +99,4 @@ def _own_label(group: str, value: Any) -> str:
 def _label(variant: Mapping[str, Any]) -> str:
     if variant["group"] == "memory effect":
         return "none"
-    name = str(variant["name"]).removeprefix(f"{variant['group']} ")
-    return Path(name).name if variant["group"] == "memory" else name
+    return str(variant["name"]).removeprefix(f"{variant['group']} ")

@@ -47,7 +47,7 @@ def write_report(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["figure"] = lambda value: "" if value is None else f"{value:.1f}"
-    environment.filters["signed"] = lambda value: f"{value:+.1f}"
+    environment.filters["signed"] = lambda value: f"{value:+.1f}" if abs(value) >= 0.05 else "±0.0"
     template = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     variants = results["variants"]
     without = next((variant for variant in variants if variant["group"] == "memory effect"), None)

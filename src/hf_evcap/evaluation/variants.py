@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
@@ -110,7 +111,12 @@ def other_variants(model: Any, arguments: Any) -> list[Variant]:
     if retrieves and (arguments.memory_effect or "memory" in wanted):
         variants.append(Variant(WITHOUT_MEMORY, "memory effect", 0, config=retrieve_nothing(model.config)))
     if "memory" in wanted:
-        variants += [Variant(f"memory {other}", "memory", other, memory=other) for other in arguments.other_memory]
+        short = [Path(other).resolve().name if Path(other).is_dir() else other for other in arguments.other_memory]
+        labels = short if len(set(short)) == len(short) else arguments.other_memory
+        variants += [
+            Variant(f"memory {label}", "memory", other, memory=other)
+            for label, other in zip(labels, arguments.other_memory, strict=True)
+        ]
     elif arguments.other_memory:
         raise ValueError('`other_memory` needs "memory" among `ablate`.')
     if "names" in wanted and retrieves:
