@@ -165,7 +165,9 @@ class RetrievalPreTrainedModel(PreTrainedModel):
     def _load_tokenizer(self, source: str, subfolder: str, hub: dict[str, Any]) -> None:
         folder = os.path.join(subfolder, self.tokenizer_folder)
         if _has_file(source, os.path.join(folder, "tokenizer_config.json"), hub):
-            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=folder, **hub)
+            # In the repo's own folder AutoTokenizer would load the config again, and ask whether to trust its code.
+            known = {} if self.tokenizer_folder else {"config": self.config}
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=folder, **known, **hub)
             setattr(self, self.tokenizer_attribute, tokenizer)
 
     def _load_memory(self, source: str, subfolder: str, memory: Any, hub: dict[str, Any]) -> None:
