@@ -59,13 +59,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
 
     import torch
-    from accelerate import PartialState
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from ..caption_data import load_caption_data
+    from ..processes import process_state
     from ..training.vision_cache_building import build_feature_cache
 
-    processes = PartialState()
+    processes = process_state()
     photos = load_caption_data(
         arguments.dataset,
         arguments.split,

@@ -69,11 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _from_captions(arguments: argparse.Namespace) -> int:
-    from accelerate import PartialState
-
     from ..datastore_building import build_datastore, captions_within, load_retrieval_encoder, open_captions
+    from ..processes import process_state
 
-    processes = PartialState()
+    processes = process_state()
     captions = open_captions(
         arguments.source,
         split=arguments.split,
@@ -106,14 +105,14 @@ def _from_captions(arguments: argparse.Namespace) -> int:
 
 
 def _from_photos(arguments: argparse.Namespace) -> int:
-    from accelerate import PartialState
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from ..datastore_building import captioned_photos, photos_with_captions_within
     from ..datastore_smallcap import CaptionDatastore
     from ..memory_building import build_memory
+    from ..processes import process_state
 
-    processes = PartialState()
+    processes = process_state()
     photos = captioned_photos(
         arguments.source,
         source_name=arguments.source_name,

@@ -88,13 +88,12 @@ def find_photos(arguments: argparse.Namespace) -> NamedPhotos:
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds."""
-    from accelerate import PartialState
-
     from ..memory_building import build_memory, joined
     from ..modeling_evcap import EVCapForConditionalGeneration
+    from ..processes import process_state
     from ..processing_evcap import EVCapProcessor
 
-    processes = PartialState()
+    processes = process_state()
     photos = find_photos(arguments)
     if arguments.synthetic:
         from ..memory_building.synthetic_photos import load_diffusion_pipeline, synthetic_photos

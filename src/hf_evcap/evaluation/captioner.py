@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..memory_building.resumable_shards import ResumableShards
 from ..modeling_retrieval import hash_tensors
+from ..processes import process_state
 from .variants import Variant, applied, number_field, retrieve_nothing
 
 
@@ -25,7 +26,6 @@ def load_pipeline(arguments: Any) -> Any:
     Args:
         arguments ([`EvaluationArguments`]): Its model, memory, device and dtype.
     """
-    from accelerate import PartialState
     from transformers import pipeline
 
     import hf_evcap
@@ -35,7 +35,7 @@ def load_pipeline(arguments: Any) -> Any:
         "image-text-to-text",
         model=arguments.model or hf_evcap.default_model(),
         revision=arguments.revision,
-        device=arguments.device or PartialState().device,
+        device=arguments.device or process_state().device,
         dtype=arguments.dtype or ("auto" if arguments.model else "float32"),
         trust_remote_code=arguments.trust_remote_code or None,
         model_kwargs=memory,

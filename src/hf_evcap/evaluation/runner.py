@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 
 from ..caption_data import KNOWN_DATASETS, load_caption_data
+from ..processes import process_state
 from .ablation_plot import plot_ablation
 from .arguments import EvaluationArguments
 from .captioner import caption_variant, describe_model, hash_dataset, load_pipeline
@@ -48,9 +49,7 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
         ValueError: Bad data (see [`load_caption_data`]), unknown metrics, predictions that do not fit the photos, or
             an output folder with predictions under other settings.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = process_state()
     output = Path(arguments.output)
     with state.local_main_process_first():  # one process fills the cache of `datasets`
         data = load_data(arguments)

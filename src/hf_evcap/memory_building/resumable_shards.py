@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..processes import process_state
+
 
 PLAN_NAME = "plan.json"
 
@@ -42,12 +44,10 @@ class ResumableShards:
         restart: bool = False,
         what: str = "build",
     ) -> None:
-        from accelerate import PartialState
-
         if shard_size < 1:
             raise ValueError(f"`shard_size` must be at least 1, got {shard_size}.")
         self.work, self.items, self.shard_size, self.suffix = work, items, shard_size, suffix
-        self.processes = PartialState()
+        self.processes = process_state()
         if self.processes.is_main_process:
             self._begin(dict(plan), restart, what)
         self.processes.wait_for_everyone()
