@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hub_client import Client
 from hub_server import HubServer
+from tiny_smallcap import make_model, make_processor
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +57,12 @@ def client(environment_of: Callable[..., dict[str, str]]) -> Iterator[Client]:
     started = Client(environment_of())
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def smallcap_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random SmallCap with its processor and datastore. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("smallcap")
+    make_model().save_pretrained(folder)
+    make_processor().save_pretrained(folder)
+    return folder

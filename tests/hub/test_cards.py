@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
 import hf_evcap
-from hf_evcap import VisualNameMemory
+from hf_evcap import CaptionDatastore, VisualNameMemory
 from hf_evcap.hub.card_facts import read_card_facts
 from hf_evcap.hub.model_card import main, make_model_card, write_model_card
 from hf_evcap.hub_card import make_card, merge_cards
@@ -25,6 +25,8 @@ RESULTS = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
 ROOT = HERE.parents[1]
 MODEL_CARD = (HERE / "model_card.regex").read_text(encoding="utf-8")
 MEMORY_CARD = (HERE / "memory_card.regex").read_text(encoding="utf-8")
+SMALLCAP_CARD = (HERE / "smallcap_card.regex").read_text(encoding="utf-8")
+DATASTORE_CARD = (HERE / "datastore_card.regex").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -66,6 +68,28 @@ def test_whole_memory_card() -> None:
     data = DatasetCard(card).data
     assert (data.license, data.size_categories) == ("cc-by-4.0", ["n<1K"])
     assert merge_cards(card, card) == card
+
+
+def test_whole_smallcap_card(smallcap_dir: Path) -> None:
+    card = make_model_card(smallcap_dir, repo_id="alice/small")
+    assert_matches(SMALLCAP_CARD, card)
+    assert ModelCard(card).data.tags[0] == "smallcap"
+
+
+def test_whole_datastore_card() -> None:
+    captions = ["a kettle | <!-- boils", "two mugs", "two mugs"]
+    datastore = CaptionDatastore.from_rows(
+        captions,
+        np.eye(3, 8, dtype=np.float32),
+        image_id=[1, 2, None],
+        source="coco",
+        licenses={"coco": "CC BY 4.0"},
+        encoder_fingerprint="abc",
+        retrieval={"encoder": "openai/clip-vit-base-patch32"},
+    )
+    card = datastore.card(datastore.manifest(), "alice/captions")
+    assert_matches(DATASTORE_CARD, card)
+    assert (DatasetCard(card).data.license, DatasetCard(card).data.tags[1]) == ("cc-by-4.0", "caption-datastore")
 
 
 def test_card_without_results_claims_nothing(tiny_dir: Path) -> None:

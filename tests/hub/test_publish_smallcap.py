@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hub_client import ClientError
 from test_publish import PIPELINE, WITHOUT_PACKAGE, expected_caption, run_program
-from tiny_smallcap import make_model, make_processor
 
 from hf_evcap import CaptionDatastore
 
@@ -22,15 +21,6 @@ from hf_evcap import SmallCapForConditionalGeneration
 model = SmallCapForConditionalGeneration.from_pretrained(sys.argv[1], datastore=sys.argv[2])
 print(json.dumps([model.datastore.fingerprint, model.datastore.repo_id, model.datastore.revision]))
 """
-
-
-@pytest.fixture(scope="module")
-def smallcap_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random model with its processor and datastore. Tests must not change it."""
-    folder = tmp_path_factory.mktemp("smallcap")
-    make_model().save_pretrained(folder)
-    make_processor().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
