@@ -83,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluates and prints the tables."""
+    import datasets
     import transformers
 
     from ..evaluation import EvaluationArguments, evaluate_captioner
@@ -95,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         if not options[name]:
             parser.error(f"--{name} is required")
     transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     logging.getLogger("hf_evcap.modeling_evcap").setLevel(logging.ERROR)  # that there is no memory is meant so
     results = evaluate_captioner(EvaluationArguments(**options))
     if results is not None:
