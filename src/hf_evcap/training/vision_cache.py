@@ -46,6 +46,11 @@ def vision_fingerprint(model: Any) -> str:
         model ([`RetrievalPreTrainedModel`]): EVCap, SmallCap, ...
     """
     weights = {name: weight.detach().bfloat16() for name, weight in model.vision_model.state_dict().items()}
+    if any(getattr(weight, "ds_id", None) is not None and not weight.numel() for weight in model.parameters()):
+        raise ValueError(
+            "DeepSpeed has spread the model's weights over the processes, so they cannot be compared with those that "
+            "made the feature cache. Load it whole: `zero3_init_flag: false`, as hub_configs/accelerate has it."
+        )
     settings = {
         **_settings(model.vision_model.config.to_dict()),
         "vision_layer_norm_eps": getattr(model.config, "vision_layer_norm_eps", None),
