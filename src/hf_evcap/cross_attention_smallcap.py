@@ -60,16 +60,16 @@ class SmallCapOPTCrossAttention(nn.Module):
             encoder_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, encoder_hidden_size)`): Photos.
             past_key_values (`EncoderDecoderCache`, *optional*): Keeps the photos' keys and values.
         """
-        cached = isinstance(past_key_values, EncoderDecoderCache)
-        if cached and past_key_values.is_updated.get(self.layer_idx):
-            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        cache: Any = past_key_values if isinstance(past_key_values, EncoderDecoderCache) else None
+        if cache is not None and cache.is_updated.get(self.layer_idx):
+            layer = cache.cross_attention_cache.layers[self.layer_idx]
             keys, values = layer.keys, layer.values
         else:
             keys = self._heads(self.k_proj(encoder_hidden_states))
             values = self._heads(self.v_proj(encoder_hidden_states))
-            if cached:
-                keys, values = past_key_values.cross_attention_cache.update(keys, values, self.layer_idx)
-                past_key_values.is_updated[self.layer_idx] = True
+            if cache is not None:
+                keys, values = cache.cross_attention_cache.update(keys, values, self.layer_idx)
+                cache.is_updated[self.layer_idx] = True
         attended = nn.functional.scaled_dot_product_attention(
             self._heads(self.q_proj(hidden_states)),
             keys,

@@ -322,9 +322,8 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         """
         features = self.get_image_features(pixel_values, vision_hidden_states)
         count = len(features.vision_hidden_states)
-        if isinstance(captions, (list, tuple)):
-            captions = SmallCapRetrievedCaptions.given(list(captions))
-        if captions is None:
+        found = SmallCapRetrievedCaptions.given(captions) if isinstance(captions, list) else captions
+        if found is None:
             queries = features.retrieval_queries if retrieval_queries is None else retrieval_queries
             if queries is None and self.config.num_retrieved_captions:
                 raise ValueError(
@@ -333,10 +332,10 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
                 )
             if queries is None:
                 queries = features.vision_hidden_states.new_zeros(count, 1)
-            captions = self.retrieve_captions(queries, exclude_rows, memory)
-        if len(captions.captions) != count:
-            raise ValueError(f"Got captions for {len(captions.captions)} of {count} photos.")
-        return SmallCapEncodedImages(features.vision_hidden_states, captions)
+            found = self.retrieve_captions(queries, exclude_rows, memory)
+        if len(found.captions) != count:
+            raise ValueError(f"Got captions for {len(found.captions)} of {count} photos.")
+        return SmallCapEncodedImages(features.vision_hidden_states, found)
 
     def describe_retrieved(self, encoded: SmallCapEncodedImages) -> list[list[dict[str, Any]]]:
         """The captions of each photo with scores and image ids, as plain Python values."""
