@@ -45,7 +45,7 @@ def plot_ablation(results: Mapping[str, Any], file: Path) -> None:
     panels = {group: panels[group] for group in _TITLES if group in panels}
     if not panels:
         return
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(max(4.0 * columns, 5.0), 2.9 * rows + 0.4), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
