@@ -75,6 +75,12 @@ def test_the_command_line_with_a_yaml_file(tiny_dir, data, tmp_path, capsys):
     assert "Trained 2 steps, loss " in printed and "Evaluation: loss " in printed and f"Saved {out}" in printed
     assert EVCapForConditionalGeneration.from_pretrained(out).memory is not None
     assert not (out / "training_args.bin").exists()  # a pickle has no place in a model's repo
+    card = (out / "README.md").read_text()
+    assert "| `fusion_qformer` " in card and "| policy fusion | 2 |" in card and str(tmp_path) not in card
+    assert [line.split("|")[-2].strip() for line in card.splitlines() if "`qformer`" in line or "`fusion" in line] == [
+        "no",
+        "yes",
+    ]
     assert main(["caption", str(data / "0.png"), "--model", str(out)]) == 0
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]

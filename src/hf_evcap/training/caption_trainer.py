@@ -9,18 +9,20 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import EvalPrediction, Seq2SeqTrainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.utils import logging
 
+from ..hub.model_card import write_model_card
 from ..metrics.caption_scores import bleu_scores, cider_scores
 from ..metrics.ptb_tokenizer import tokenize_captions
 from .caption_collator import PhotoCaptionCollator, prompts_alone
@@ -187,6 +189,12 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     # Checkpoints
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warns of missing weights, but not of those that are tied to others and so are never saved."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         try:
@@ -200,7 +208,7 @@ class CaptionTrainer(Seq2SeqTrainer):
             ) from error
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the finished model; it comes into its folder when it is written, so an earlier one is not mixed."""
+        """Saves the finished model: it comes into its folder when all of it is written."""
         if _internal_call or not self.args.should_save or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
             return
@@ -219,8 +227,14 @@ class CaptionTrainer(Seq2SeqTrainer):
             raise OSError(f"Could not save the model to {target}: {error}") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the card of a captioner into `output_dir`; peft's own for adapters."""
+        if not isinstance(self.model, PreTrainedModel):
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            write_model_card(folder, repo_id=self.hub_model_id or folder.name, memory=self.model.memory)
 
 
 def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:

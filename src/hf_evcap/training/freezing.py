@@ -114,6 +114,8 @@ def count_trainable(model: Any) -> dict[str, tuple[int, int]]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     counts: dict[str, tuple[int, int]] = {}
     for name, parameter in base.named_parameters():
+        if ".original_module." in name:  # peft keeps what a trained module was before
+            continue
         part = name.split(".")[0]
         trained, total = counts.get(part, (0, 0))
         count = getattr(parameter, "ds_numel", parameter.numel())  # sharded by DeepSpeed

@@ -21,6 +21,7 @@ from .freezing import apply_policy, describe_trainable
 from .quantization import language_model_quantization, prepare_for_training
 from .retrieval_in_training import TrainingRetrieval, photo_keys
 from .training_arguments import CaptionTrainingArguments, DataArguments, ModelArguments, RetrievalArguments
+from .training_facts import write_training_facts
 from .vision_cache import VisionFeatureCache
 
 
@@ -36,7 +37,10 @@ def load_model(arguments: ModelArguments, training: CaptionTrainingArguments) ->
     """
     source = arguments.model or hf_evcap.default_model()
     hub = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
-    options: dict[str, Any] = {**hub, "dtype": arguments.dtype or ("float32" if training.device.type == "cpu" else "auto")}
+    options: dict[str, Any] = {
+        **hub,
+        "dtype": arguments.dtype or ("float32" if training.device.type == "cpu" else "auto"),
+    }
     for name in ("memory", "attn_implementation"):
         if getattr(arguments, name) is not None:
             options[name] = getattr(arguments, name)
@@ -194,6 +198,9 @@ def run_training(
     checkpoint = find_checkpoint(training)
     set_seed(training.seed)
     model, processor = load_model(model_arguments, training)
+    if training.ddp_find_unused_parameters is None:
+        # Only `paper` sends gradients to all that it trains: the last layers of Q-Formers have parts without any.
+        training.ddp_find_unused_parameters = model_arguments.policy != "paper"
     report(f"Policy {model_arguments.policy}. {describe_trainable(model)}")
     train_examples = load_training_examples(data_arguments, processor, training.seed, model)
     eval_examples = load_evaluation_examples(data_arguments, processor, model)
@@ -229,10 +236,16 @@ def run_training(
     if trainer.state.best_model_checkpoint is not None:
         best = f"{training.metric_for_best_model} {trainer.state.best_metric:.4g}"
         report(f"Best: {best} at step {trainer.state.best_global_step}.")
+    evaluation = None
     if eval_examples is not None:
         evaluation = trainer.evaluate()
         trainer.save_metrics("eval", evaluation)
         report("Evaluation: " + ", ".join(f"{name} {evaluation[f'eval_{name}']:.4g}" for name in _shown(evaluation)))
+    if trainer.is_world_process_zero() and not hasattr(trainer.model, "peft_config"):
+        write_training_facts(trainer, model_arguments, data_arguments, evaluation)
+    trainer.create_model_card()
+    if training.push_to_hub:
+        trainer.push_to_hub()
     report(f"Saved {training.output_dir}")
     return trainer
 

@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
 from transformers import Seq2SeqTrainingArguments
 
 
@@ -143,4 +144,8 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
         if self.early_stopping_patience is not None:
             self.load_best_model_at_end = True
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else accelerate's processes on CPUs do not join each other
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
