@@ -67,7 +67,8 @@ class Visit:
             self.memory.add_images(self.captioner.model, self.captioner.processor, photos, name.strip(), **columns)
         except ValueError as error:
             raise gr.Error(str(error)) from error
-        return f"Added {name.strip()!r} with {len(photos)} photos. {self.describe()}"
+        shown = "1 photo" if len(photos) == 1 else f"{len(photos)} photos"
+        return f"Added {name.strip()!r} with {shown}. {self.describe()}"
 
     def remove(self, names: str) -> str:
         """Removes names, given with commas between them (one caption a line)."""

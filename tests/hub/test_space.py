@@ -51,7 +51,7 @@ def test_a_visitor_edits_a_memory_of_their_own(
     scores = [score for _, score in found]
     assert scores == sorted(scores, reverse=True)
     said = visit.add(" a grey cat ", photo_paths[1:2])
-    assert said.startswith("Added 'a grey cat' with 1 photos. The ")
+    assert said.startswith("Added 'a grey cat' with 1 photo. The ")
 
     def retrieved(of: Any) -> list[str]:
         return [text for text, _ in of.caption(photo)[1]]
