@@ -240,8 +240,10 @@ def test_a_test_set_without_references(tiny_dir: Path, tmp_path: Path) -> None:
     assert results["variants"][0]["metrics"] == {}
     assert "no references: nothing was scored" in (tmp_path / "out" / "results.md").read_text()
     assert "nothing was scored" in (tmp_path / "out" / "report.html").read_text()
-    with pytest.raises(ValueError, match="The metric cider needs references"):
-        run(tiny_dir, file, tmp_path / "out", metrics=["cider"])
+    for metric, needs in (("cider", "reference captions"), ("novel_object_recall", "`object_column`")):
+        with pytest.raises(ValueError, match=f"The metric {metric} needs {needs}"):
+            run(tiny_dir, file, tmp_path / "new", metrics=[metric])
+    assert not (tmp_path / "new").exists()  # said before anything is captioned
 
 
 def test_an_unreadable_photo_is_named_or_left_out(tiny_dir: Path, tmp_path: Path) -> None:
@@ -297,10 +299,8 @@ def test_card_of_the_model_gets_the_figures(tiny_dir: Path, captioned: Path, tmp
     figures = {metric["name"]: metric["value"] for entry in entries for metric in entry["metrics"]}
     assert figures["ROUGE-L (as it is)"] == rouge and "ROUGE-L (without the memory)" not in figures
     assert f"| {rouge} |" in (model / "README.md").read_text()
-    with pytest.raises(ValueError, match="is no model's folder"):
-        from hf_evcap.evaluation.card import update_card
-
-        update_card(tmp_path, results)
+    with pytest.raises(ValueError, match="org/model is no model's folder"):
+        run(Path("org/model"), captioned, tmp_path / "new", update_card=True)
 
 
 def test_published_results_have_sources() -> None:

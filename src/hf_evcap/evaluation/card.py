@@ -44,6 +44,16 @@ def result_rows(results: Mapping[str, Any]) -> list[ResultRow]:
     return rows
 
 
+def check_model_folder(folder: str | Path) -> Path:
+    """Gives the folder, or raises `ValueError` if it is none of a model and so has no card."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is no model's folder, so its card cannot be written. Download the repo, evaluate the folder "
+            "and push it with `hf-evcap push`."
+        )
+    return Path(folder)
+
+
 def update_card(folder: str | Path, results: Mapping[str, Any]) -> Path:
     """
     Writes an evaluation into a model's folder: into `results.json`, and from there into the card's table and
@@ -59,12 +69,7 @@ def update_card(folder: str | Path, results: Mapping[str, Any]) -> Path:
     Raises:
         ValueError: It is no folder, or the dataset has no references.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} is no model's folder, so its card cannot be written. Download the repo, evaluate the folder "
-            "and push it with `hf-evcap push`."
-        )
+    folder = check_model_folder(folder)
     rows = result_rows(results)
     if not rows:
         raise ValueError("Nothing was scored, so there is nothing for the card: the dataset has no references.")

@@ -18,11 +18,11 @@ from ..processes import process_state
 from .ablation_plot import plot_ablation
 from .arguments import EvaluationArguments
 from .captioner import caption_variant, describe_model, hash_dataset, load_pipeline
-from .card import update_card
+from .card import check_model_folder, update_card
 from .given_predictions import read_predictions
 from .published import published_results
 from .report import write_report
-from .scoring import CaptionedPhotos, choose_metrics, score
+from .scoring import CaptionedPhotos, check_metrics, choose_metrics, score
 from .tables import markdown_report
 from .variants import Variant, base_values, other_variants
 
@@ -46,6 +46,7 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
         `dict` or `None`: What `results.json` holds; `None` on all processes but the main one.
 
     Raises:
+        ImportError, RuntimeError: What a metric needs is not installed.
         ValueError: Bad data (see [`load_caption_data`]), unknown metrics, predictions that do not fit the photos, or
             an output folder with predictions under other settings.
     """
@@ -53,6 +54,9 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
     output = Path(arguments.output)
     with state.local_main_process_first():  # one process fills the cache of `datasets`
         data = load_data(arguments)
+    if arguments.update_card:
+        check_model_folder(str(arguments.model))
+    check_metrics(arguments.metrics, all(map(len, data["captions"])), arguments.object_column is not None)
     plan: dict[str, Any] = {
         "dataset": {"fingerprint": hash_dataset(data), "photos": len(data)},
         "batch_size": arguments.batch_size,

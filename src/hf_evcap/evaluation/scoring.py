@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..metrics import metric_path
+from ..metrics.java_scorers import require_java
 
 
 METRICS = (
@@ -15,6 +16,7 @@ METRICS = (
 )  # fmt: skip
 DEFAULT_METRICS = ("cider", "bleu", "rouge_l", "name_hallucination")
 _NEED_REFERENCES = ("cider", "bleu", "rouge_l", "meteor", "spice", "name_hallucination")
+_NEED_JAVA = ("meteor", "spice")
 _NEED_NAMES = ("name_hallucination", "retrieval_recall")
 _NEED_OBJECTS = ("novel_object_recall", "retrieval_recall")
 
@@ -90,39 +92,49 @@ class Scores:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def choose_metrics(wanted: Sequence[str], photos: CaptionedPhotos) -> list[str]:
+def check_metrics(wanted: Sequence[str], references: bool, objects: bool) -> None:
     """
-    The metrics that can be computed for these photos.
+    Checks that metrics can be computed, before hours of captioning.
+
+    Args:
+        wanted (`Sequence[str]`): The user's choice of `METRICS`.
+        references, objects (`bool`): Whether every photo has reference captions, and the name of what it shows.
 
     Raises:
-        ValueError: One was asked for that cannot.
+        ImportError, RuntimeError: `evaluate`, or what METEOR and SPICE need, is not installed.
+        ValueError: The dataset lacks what a metric needs.
     """
-    there = {
-        "references": all(photos.references),
-        "retrieved names": any(photos.names()),
-        "an `object_column`": photos.objects is not None,
-    }
-    needs = {
-        "references": _NEED_REFERENCES,
-        "retrieved names": _NEED_NAMES,
-        "an `object_column`": _NEED_OBJECTS,
-    }
-    lacking = {
-        metric: [what for what, metrics in needs.items() if metric in metrics and not there[what]]
-        for metric in METRICS
-    }
+    try:
+        import evaluate  # noqa: F401
+    except ImportError as error:
+        raise ImportError('Scores need evaluate: pip install "hf_evcap[eval]".') from error
     for metric in wanted:
-        if lacking[metric] and metric not in _NEED_NAMES:
-            raise ValueError(f"The metric {metric} needs {' and '.join(lacking[metric])}, which the dataset lacks.")
+        if metric in _NEED_REFERENCES and not references:
+            raise ValueError(f"The metric {metric} needs reference captions, which the dataset lacks.")
+        if metric in _NEED_OBJECTS and not objects:
+            raise ValueError(f"The metric {metric} needs `object_column`: which column says what a photo shows.")
+        if metric in _NEED_JAVA:
+            require_java(metric)
+
+
+def choose_metrics(wanted: Sequence[str], photos: CaptionedPhotos) -> list[str]:
+    """The metrics that can be computed for these photos, of those wanted or of the usual ones."""
     candidates = wanted or [*DEFAULT_METRICS, *_NEED_OBJECTS]
-    return [metric for metric in METRICS if metric in candidates and not lacking[metric]]
+    lacking: set[str] = set()
+    for metrics, there in (
+        (_NEED_REFERENCES, all(photos.references)),
+        (_NEED_NAMES, any(photos.names())),
+        (_NEED_OBJECTS, photos.objects is not None),
+    ):
+        lacking |= set() if there else set(metrics)
+    return [metric for metric in METRICS if metric in candidates and metric not in lacking]
 
 
 def score(photos: CaptionedPhotos, metrics: Sequence[str], clip_model: str | None = None) -> Scores:
     """
     Scores captions in all and by group.
 
-    A group's CIDEr takes its document frequencies from the group's own references, as NoCaps' server does.
+    A group's CIDEr takes its document frequencies from the group's own references, as if it were a dataset of its own.
 
     Args:
         photos ([`CaptionedPhotos`]): Captions and what they are scored against.
