@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
@@ -113,13 +114,29 @@ def test_nothing_usable_is_an_error(processor, tmp_path: Path):
             CaptionExamples(dataset_of(PAIRS), processor, **{argument: "some"})
 
 
-def test_damaged_file_of_the_dataset_is_named(tmp_path: Path, tiny_dir: Path):
-    dataset_of(PAIRS).to_parquet(tmp_path / "train.parquet")
-    content = (tmp_path / "train.parquet").read_bytes()
-    (tmp_path / "train.parquet").write_bytes(content[: len(content) // 2])
-    for streaming in (False, True):
-        with pytest.raises(ValueError, match=r"train\.parquet is damaged"):
-            train(tiny_dir, tmp_path / "train.parquet", tmp_path / "out", streaming=streaming)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_damaged_shards_are_named_or_left_out(tmp_path: Path, tiny_dir: Path, streaming: bool):
+    for shard, rows in enumerate((PAIRS, PAIRS[1:])):
+        ids = [f"{shard}-{row}" for row in range(len(rows))]
+        dataset_of(rows).remove_columns("image_id").add_column("image_id", ids).to_parquet(
+            tmp_path / f"{shard}.parquet"
+        )
+    content = (tmp_path / "1.parquet").read_bytes()
+    (tmp_path / "1.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"1\.parquet is damaged"):
+        train(tiny_dir, tmp_path, tmp_path / "out", streaming=streaming)
+    trainer = train(tiny_dir, tmp_path, tmp_path / "out", streaming=streaming, on_bad_data="skip")
+    assert {row["image_id"] for row in trainer.train_dataset.dataset} == {"0-0", "0-1", "0-2"}
+
+
+def test_a_stream_that_breaks_off_is_named(processor):
+    def rows():
+        yield from dataset_of(PAIRS)
+        raise pyarrow.ArrowInvalid("Corrupt snappy compressed data")
+
+    stream = datasets.IterableDataset.from_generator(rows)
+    with pytest.raises(ValueError, match="damaged after 3 photos: Corrupt snappy"):
+        list(StreamedCaptionExamples(stream, processor))
 
 
 def test_stream_goes_on_pass_after_pass(processor):

@@ -17,8 +17,6 @@ from ..photo_loading import load_photo
 logger = logging.get_logger(__name__)
 
 CAPTION_CHOICES = ("one", "all", "first")
-# What reading a damaged shard raises.
-DAMAGE = (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError)
 
 
 class _CheckedCaptions:
@@ -258,5 +256,5 @@ class StreamedCaptionExamples(_CheckedCaptions, torch.utils.data.IterableDataset
             for content in self.dataset:
                 yield content
                 count += 1
-        except DAMAGE as error:
+        except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(f"The stream is damaged after {count} photos: {error}. Fetch the data anew.") from error

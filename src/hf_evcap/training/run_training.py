@@ -15,7 +15,7 @@ import hf_evcap
 
 from ..caption_data import load_caption_data
 from .caption_collator import PhotoCaptionCollator
-from .caption_examples import DAMAGE, CaptionExamples, StreamedCaptionExamples
+from .caption_examples import CaptionExamples, StreamedCaptionExamples
 from .caption_trainer import CaptionTrainer, last_whole_checkpoint
 from .freezing import apply_policy, describe_trainable
 from .quantization import language_model_quantization, prepare_for_training
@@ -117,23 +117,20 @@ def load_evaluation_examples(arguments: DataArguments, processor: Any, model: An
 def _load_data(
     arguments: DataArguments, source: str, split: str | None, images: str | None, streaming: bool
 ) -> datasets.Dataset | datasets.IterableDataset:
-    try:
-        return load_caption_data(
-            source,
-            split,
-            images=images,
-            format=arguments.dataset_format,
-            config_name=arguments.dataset_config,
-            image_column=arguments.image_column,
-            caption_column=arguments.caption_column,
-            id_column=arguments.id_column,
-            require_captions=True,
-            on_error=arguments.on_bad_data,
-            streaming=streaming,
-            revision=arguments.dataset_revision,
-        )
-    except DAMAGE as error:
-        raise ValueError(f"The data of {source} is damaged: {error}. Fetch it anew.") from error
+    return load_caption_data(
+        source,
+        split,
+        images=images,
+        format=arguments.dataset_format,
+        config_name=arguments.dataset_config,
+        image_column=arguments.image_column,
+        caption_column=arguments.caption_column,
+        id_column=arguments.id_column,
+        require_captions=True,
+        on_error=arguments.on_bad_data,
+        streaming=streaming,
+        revision=arguments.dataset_revision,
+    )
 
 
 def _with_features(dataset: Any, folder: str | None, model: Any, processor: Any) -> Any:
