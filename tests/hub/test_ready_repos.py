@@ -16,14 +16,16 @@ from transformers import AutoConfig
 
 import hf_evcap
 from hf_evcap import VisualNameMemory
-from hf_evcap.cli import memory_build
+from hf_evcap.cli import datastore_build, memory_build
 from hf_evcap.cli.main import main
+from hf_evcap.datastore_building import open_captions
 from hf_evcap.hub.ready_repo import prepare_repo
 
 
 HUB_CONFIGS = Path(__file__).parents[2] / "hub_configs"
 MODELS = sorted(path.parent.name for path in HUB_CONFIGS.glob("*/config.json"))
 MEMORIES = sorted(path.parent.name for path in HUB_CONFIGS.glob("memories/*/README.md"))
+DATASTORES = sorted(path.parent.name for path in HUB_CONFIGS.glob("datastores/*/README.md"))
 # What a repo's code may import where it is trusted: the stack that the model needs anyway, and the standard library.
 ALLOWED = {"datasets", "faiss", "huggingface_hub", "numpy", "PIL", "pyarrow", "torch", "transformers"}
 ALLOWED |= {"typing_extensions", "yaml"} | set(sys.stdlib_module_names)
@@ -63,6 +65,23 @@ def test_memory_folders_build_and_are_pushed_as_they_are(name: str, tmp_path: Pa
         assert rows and wanted <= set(rows[0]) and None not in rows[0]
 
 
+@pytest.mark.parametrize("name", DATASTORES)
+def test_datastore_folders_build_and_are_pushed_as_they_are(name: str, tmp_path: Path) -> None:
+    folder = HUB_CONFIGS / "datastores" / name
+    assert DatasetCard.load(folder / "README.md").data.tags[1] == "caption-datastore"
+    ready = prepare_repo("datastore", str(folder), tmp_path, f"alice/{name}")
+    assert set(ready.files) == {path.name for path in folder.iterdir()} and ready.repo_type == "dataset"
+    parser = argparse.ArgumentParser()
+    build = datastore_build.add_parser(parser.add_subparsers())
+    arguments = parser.parse_args(["build", str(folder / "recipe.yaml"), "--out", "O", "--max-tokens", "9"])
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    followed = datastore_build.follow_recipe(arguments, build)
+    assert {**recipe, "max_tokens": 9} == {entry: getattr(followed, entry) for entry in {**recipe, "max_tokens": 9}}
+    for captions in folder.glob("*.jsonl"):
+        found = open_captions(captions)
+        assert len(found) and all(found.image_ids)
+
+
 def test_every_file_is_of_a_kind_that_is_loaded_here() -> None:
     known = {
         "README.md",
@@ -71,13 +90,15 @@ def test_every_file_is_of_a_kind_that_is_loaded_here() -> None:
         "processor_config.json",
         "recipe.yaml",
         "objects.csv",
+        "captions.jsonl",
     }
     elsewhere = ("accelerate", "space")  # these have tests of their own
     files = [path for path in HUB_CONFIGS.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     files = [path for path in files if path.relative_to(HUB_CONFIGS).parts[0] not in elsewhere]
     folders = {path.parent.relative_to(HUB_CONFIGS).as_posix() for path in files}
     assert {path.name for path in files} <= known
-    assert folders == {*MODELS, *(f"memories/{name}" for name in MEMORIES)}
+    stores = {f"memories/{name}" for name in MEMORIES} | {f"datastores/{name}" for name in DATASTORES}
+    assert folders == {*MODELS, *stores}
 
 
 def test_tiny_folder_is_that_of_the_embedded_default() -> None:
