@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from .tables import markdown_report
 from .variants import Variant, base_values, other_variants
 
 
-_PACKAGES = ("hf_evcap", "torch", "transformers", "datasets", "evaluate", "accelerate", "faiss-cpu")
+_PACKAGES = ("hf_evcap", "torch", "transformers", "datasets", "evaluate", "accelerate", "faiss")
 BASE = "as it is"
 
 
@@ -167,7 +167,10 @@ def _results(
         "base_values": values,
         "variants": variants,
         "published": published_results(arguments.dataset) if known else [],
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: str(importlib.import_module(name).__version__) for name in _PACKAGES},
+        },
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
