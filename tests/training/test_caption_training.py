@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import LANGUAGE_MODELS
 from training_runs import CAPTIONS, train, training_arguments, write_photos
@@ -132,7 +133,8 @@ def test_what_is_missing_is_said(tiny_dir, tmp_path, capsys):
     assert main([*words, "--speed", "9"]) == 1 and "--speed" in capsys.readouterr().err
 
 
-def test_best_checkpoint_and_early_stopping_by_cider(tiny_dir, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("file", ["model.safetensors", "trained.safetensors"])
+def test_best_checkpoint_and_early_stopping_by_cider(tiny_dir, data, tmp_path, monkeypatch, file):
     scores = iter([10.0, 30.0, 20.0, 25.0, 99.0])
 
     def score(self, prediction):
@@ -152,12 +154,13 @@ def test_best_checkpoint_and_early_stopping_by_cider(tiny_dir, data, tmp_path, m
         save_steps=2,
         save_total_limit=1,
         early_stopping_patience=2,
+        save_only_trained=file.startswith("trained"),
     )
     assert trainer.state.global_step == 8  # two evaluations after the best one
     assert trainer.state.best_metric == 30 and trainer.state.best_global_step == 4
     assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-4"
-    best = EVCapForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-4").state_dict()
-    final = EVCapForConditionalGeneration.from_pretrained(tmp_path).state_dict()
+    best = load_file(tmp_path / "checkpoint-4" / file)
+    final = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(final[name], best[name]) for name in best)
 
 

@@ -137,6 +137,24 @@ def test_streams_resume_where_they_were_also_in_a_later_pass(tiny_dir, data, tmp
     assert_same_weights(tmp_path / "resumed", tmp_path / "straight")
 
 
+def test_checkpoints_of_the_trained_weights_alone(straight, tiny_dir, data, tmp_path):
+    options = {**OPTIONS, "max_steps": 20, "save_steps": 10, "save_only_trained": True}
+    train(tiny_dir, data, tmp_path / "straight", **options)
+    assert_same_weights(tmp_path / "straight", straight)  # the finished model is whole
+    checkpoint = tmp_path / "straight" / "checkpoint-10"
+    weights = load_file(checkpoint / "trained.safetensors")
+    model = EVCapForConditionalGeneration.from_pretrained(tiny_dir)
+    model.freeze_for_training("fusion")
+    assert set(weights) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not list(checkpoint.glob("model*")) and not (checkpoint / "config.json").exists()
+    shutil.copytree(checkpoint, tmp_path / "resumed" / "checkpoint-10")
+    shutil.copytree(checkpoint, tmp_path / "other" / "checkpoint-10")
+    train(tiny_dir, data, tmp_path / "resumed", **options, resume_from_checkpoint="true")
+    assert_same_weights(tmp_path / "resumed", straight)
+    with pytest.raises(ValueError, match="other trained parts"):
+        train(tiny_dir, data, tmp_path / "other", **{**options, "policy": "full"}, resume_from_checkpoint="true")
+
+
 def test_photos_must_not_be_removed_by_the_trainer(tiny_model, processor, data, tmp_path):
     with pytest.raises(ValueError, match="remove_unused_columns"):
         arguments = training_arguments(tmp_path, remove_unused_columns=True)

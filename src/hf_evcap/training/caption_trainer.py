@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -31,6 +32,7 @@ from .caption_collator import PhotoCaptionCollator, prompts_alone
 logger = logging.get_logger(__name__)
 
 TRAINER_STATE = "trainer_state.json"
+TRAINED_WEIGHTS = "trained.safetensors"
 
 
 class CaptionScores:
@@ -209,7 +211,11 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the finished model: it comes into its folder when all of it is written."""
-        if _internal_call or not self.args.should_save or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if _internal_call and self._saves_trained_only and not sharded:
+            self._save_trained(str(output_dir))
+            return
+        if _internal_call or not self.args.should_save or sharded:
             super().save_model(output_dir, _internal_call)
             return
         target = output_dir or self.args.output_dir
@@ -227,6 +233,44 @@ class CaptionTrainer(Seq2SeqTrainer):
             raise OSError(f"Could not save the model to {target}: {error}") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+    @property
+    def _saves_trained_only(self) -> bool:
+        return getattr(self.args, "save_only_trained", False) and isinstance(self.model, PreTrainedModel)
+
+    def _save_trained(self, folder: str) -> None:
+        """A checkpoint of what is trained, under a name that no model is loaded from."""
+        if not self.args.should_save:
+            return
+        os.makedirs(folder, exist_ok=True)
+        parameters = dict(self.model.named_parameters())
+        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        buffers = {name: value for name, value in self.model.named_buffers() if name in self.model.state_dict()}
+        tensors = {name: value.detach().contiguous() for name, value in {**trained, **buffers}.items()}
+        save_file(tensors, os.path.join(folder, TRAINED_WEIGHTS))
+        torch.save(self.args, os.path.join(folder, TRAINING_ARGS_NAME))
+
+    def _load_trained(self, folder: str) -> bool:
+        """Loads a checkpoint of [`_save_trained`], if it is one."""
+        file = os.path.join(folder, TRAINED_WEIGHTS)
+        if not os.path.isfile(file):
+            return False
+        tensors = load_file(file)
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        unexpected = self.model.load_state_dict(tensors, strict=False).unexpected_keys
+        if unexpected or not trained <= set(tensors):
+            raise ValueError(
+                f"{folder} is a checkpoint of other trained parts than this run's; go on with its model and policy."
+            )
+        return True
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_trained(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_trained(str(self.state.best_model_checkpoint)):
+            super()._load_best_model()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the card of a captioner into `output_dir`; peft's own for adapters."""

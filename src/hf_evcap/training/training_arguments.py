@@ -125,6 +125,8 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
 
     Args:
         early_stopping_patience (`int`, *optional*): Evaluations without a better CIDEr after which training stops.
+        save_only_trained (`bool`, *optional*, defaults to `False`): Checkpoints hold what is trained alone: megabytes
+            instead of the frozen language model's gigabytes. They serve to go on; the finished model is whole.
     """
 
     _argument_group_name: ClassVar[str] = "training (transformers.Seq2SeqTrainingArguments)"
@@ -137,6 +139,10 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better one."}
+    )
+
+    save_only_trained: bool = field(
+        default=False, metadata={"help": "Checkpoints hold the trained weights alone; the finished model is whole."}
     )
 
     def __post_init__(self) -> None:
