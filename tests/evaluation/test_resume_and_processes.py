@@ -110,5 +110,6 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 def test_two_processes_equal_one(tiny_dir: Path, captioned: Path, whole: Path, tmp_path: Path) -> None:
     printed = launch("-m", "hf_evcap.cli.main", *options(tiny_dir, captioned, tmp_path))
-    assert printed.count("| as it is |") == 1  # one process prints
+    assert json.loads((tmp_path / "results.json").read_text())["processes"] == 2
+    assert printed.count("| as it is |") == 1  # one of them prints
     assert same(tmp_path, whole)

@@ -75,7 +75,7 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
         runs = [(one, *caption_variant(pipe, data, one, output, plan, arguments)) for one in variants]
     if not state.is_main_process:
         return None
-    results = _results(arguments, data, model, values, runs)
+    results = {**_results(arguments, data, model, values, runs), "processes": state.num_processes}
     _write(output, arguments, data, results, runs)
     return results
 
