@@ -82,3 +82,13 @@ def test_own_captions_are_left_out_by_rows(
     rows = torch.from_numpy(datastore.rows_of_images(["9", None]))
     found = model.encode_images(pixels, exclude_rows=rows).captions.image_ids
     assert "9" not in found[0] and found[1] == model.encode_images(pixels).captions.image_ids[1]
+
+
+def test_a_folders_path_is_never_written(captioner_dir: Path, datastore: CaptionDatastore, tmp_path: Path) -> None:
+    datastore.save_pretrained(tmp_path / "mine")
+    model = SmallCapForConditionalGeneration.from_pretrained(captioner_dir, memory=str(tmp_path / "mine"))
+    model.save_pretrained(tmp_path / "saved")
+    for file in (tmp_path / "saved").rglob("*.json"):
+        assert str(tmp_path) not in file.read_text(encoding="utf-8"), file
+    again = SmallCapForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    assert again.config.memory_reference is None and again.datastore.fingerprint == datastore.fingerprint

@@ -76,6 +76,19 @@ def test_whole_smallcap_card(smallcap_dir: Path) -> None:
     assert ModelCard(card).data.tags[0] == "smallcap"
 
 
+def test_card_of_a_model_that_is_searched_with_another_encoder(smallcap_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(smallcap_dir, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors", "datastore"))
+    file = tmp_path / "model" / "config.json"
+    changes = {"retrieval_space": "external", "retrieval_encoder": "RN50x64", "encoder_fingerprint": None}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    card = make_model_card(tmp_path / "model", repo_id="alice/small")
+    assert (
+        'load_retrieval_encoder("open_clip:RN50x64/openai").encode_photos' in card and "visual_projection" not in card
+    )
+    assert "Retrieval: space `external` of `RN50x64`, 4 captions." in card
+    assert "This repo brings no datastore; give one with `from_pretrained(..., datastore=" in card
+
+
 def test_whole_datastore_card() -> None:
     captions = ["a kettle | <!-- boils", "two mugs", "two mugs"]
     datastore = CaptionDatastore.from_rows(

@@ -92,6 +92,21 @@ def smallcap_retrieval(config: Any) -> str:
     return f"Retrieval: space `{config.retrieval_space}`{encoder}, {config.num_retrieved_captions} captions."
 
 
+def smallcap_use(config: Any) -> str:
+    """How to caption a photo; where queries come from an encoder that is not part of the model, with that."""
+    if config.retrieval_space != "external":
+        return 'pipe("photo.jpg")'
+    encoder = config.retrieval_encoder or "ENCODER"
+    encoder = encoder if encoder.startswith("open_clip:") or "/" in encoder else f"open_clip:{encoder}/openai"
+    return f"""
+import torch
+from hf_evcap.datastore_building import load_retrieval_encoder  # the datastore is searched with this encoder's vectors
+
+queries = torch.from_numpy(load_retrieval_encoder("{encoder}").encode_photos(["photo.jpg"]))
+inputs = pipe.processor(images=["photo.jpg"], return_tensors="pt")
+pipe.processor.batch_decode(pipe.model.generate(**inputs, retrieval_queries=queries), skip_special_tokens=True)"""
+
+
 @dataclass(frozen=True)
 class Family:
     """What cards of a family of models have in common."""
@@ -106,6 +121,7 @@ class Family:
     retrieved: str  # the heading of what was retrieved
     trust: str  # a limit that comes with retrieval
     citation: str
+    use: Callable[[Any], str] = lambda config: 'pipe("photo.jpg")'
 
 
 # Model type of a config -> its family.
@@ -154,6 +170,7 @@ FAMILIES: dict[str, Family] = {
   booktitle = {CVPR},
   year      = {2023}
 }""",
+        use=smallcap_use,
     ),
 }
 
