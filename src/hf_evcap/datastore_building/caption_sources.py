@@ -31,6 +31,7 @@ from ..memory_building import NamedPhotos, dataset_rows
 from ..store_files import MANIFEST_NAME
 
 
+_FILE_ENDINGS = (".csv", ".gz", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".txt")
 _READERS = {"karpathy": read_karpathy, "coco": read_coco, "nocaps": read_coco, "jsonl": read_jsonl, "csv": read_csv}
 
 
@@ -102,7 +103,7 @@ def open_captions(
         else:
             found = _list_of_captions(path) if kind == "jsonl" else None
             found = found or _listed(_READERS[kind](path), split, caption_column, id_column, str(path))
-    elif path.is_absolute() or len(path.parts) > 2 or path.suffix:
+    elif path.is_absolute() or len(path.parts) > 2 or path.suffix.lower() in _FILE_ENDINGS:
         raise FileNotFoundError(f"There is no file or folder {path}.")
     else:
         found = _dataset_columns(str(source), split, caption_column, id_column, name=config_name, revision=revision)
