@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput, logging
 from .configuration_evcap import EVCapConfig
 from .memory_evcap import VisualNameMemory
 from .retrieval_rows import GrowingRows, RowRetriever, keep_first
+from .store_keys import dictionary_codes
 
 
 logger = logging.get_logger(__name__)
@@ -186,7 +187,7 @@ class NameRetriever(RowRetriever):
         self.names.extend(unseen)
         self.tokens.extend(unseen, self.name_tokenizer)
         of_distinct = torch.tensor([self._name_ids[name] for name in normalized], dtype=torch.long)
-        self._row_names.extend(of_distinct[torch.from_numpy(encoded.indices.to_numpy().astype("int64"))])
+        self._row_names.extend(of_distinct[torch.from_numpy(dictionary_codes(encoded).astype("int64"))])
         super()._follow()
         self._read_kinds()
 
@@ -194,21 +195,22 @@ class NameRetriever(RowRetriever):
         """Splits rows by the column `kind`: exemplars of objects, and photos of scenes with the words said of them."""
         columns, kinds = self.memory.columns, ["object"]
         if "kind" in columns.column_names:
-            encoded = columns["kind"].combine_chunks().cast("string").fill_null("object").dictionary_encode()
+            column = columns["kind"].combine_chunks().cast("string")
+            encoded = (column.fill_null("object") if column.null_count else column).dictionary_encode()
             kinds = [kind or "object" for kind in encoded.dictionary.to_pylist()] or kinds
         self.kinds = sorted(set(kinds))
         self.pools: dict[str, torch.LongTensor | None] = {kind: None for kind in self.kinds}  # None: all rows
         if len(self.kinds) > 1:
             number = torch.tensor([self.kinds.index(kind) for kind in kinds])
-            row_kinds = number[torch.from_numpy(encoded.indices.to_numpy().astype("int64"))].to(self.device)
+            row_kinds = number[torch.from_numpy(dictionary_codes(encoded).astype("int64"))].to(self.device)
             self.pools = {kind: (row_kinds == place).nonzero()[:, 0] for place, kind in enumerate(self.kinds)}
         scenes = self.pools["scene"] if "scene" in self.pools else torch.arange(0, device=self.device)
         scene_names = self.row_names if scenes is None else self.row_names[scenes]
         self.num_photos = len(scene_names)
         self.row_photos = torch.arange(len(self.row_names), device=self.device)
         if "photo" in columns.column_names and self.num_photos:
-            photos = columns["photo"].combine_chunks().dictionary_encode().indices.fill_null(-1)
-            self.row_photos = torch.from_numpy(photos.to_numpy().astype("int64")).to(self.device)
+            photos = dictionary_codes(columns["photo"].combine_chunks().dictionary_encode())
+            self.row_photos = torch.from_numpy(photos.astype("int64")).to(self.device)
             self.num_photos = len((self.row_photos if scenes is None else self.row_photos[scenes]).unique())
         self.scene_counts = torch.bincount(scene_names, minlength=len(self.names))
 

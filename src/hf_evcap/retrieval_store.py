@@ -16,7 +16,7 @@ from .store_difference import StoreDifference, compare_rows, row_identities
 from .store_files import as_picture, hash_rows, row_batches
 from .store_hub import HubStore
 from .store_index import RowIndex, TooFewRowsError, default_index_factory, make_index
-from .store_keys import KEY_DTYPES, KeyRows, check_keys, exact_search, normalize_keys
+from .store_keys import KEY_DTYPES, KeyRows, arrow_numbers, check_keys, exact_search, normalize_keys
 
 
 logger = logging.get_logger(__name__)
@@ -72,7 +72,7 @@ class RetrievalStore(HubStore):
         kind = table.schema.field("key").type
         if not pa.types.is_fixed_size_list(kind):
             raise ValueError("The column key must hold fixed-size lists of floats, one vector a row.")
-        chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["key"].iterchunks()]
+        chunks = [arrow_numbers(chunk.flatten()) for chunk in table["key"].iterchunks()]
         values = np.concatenate([*chunks, np.zeros(0, np.float32)])
         if dtype not in KEY_DTYPES:
             raise ValueError(f"`dtype` must be one of {', '.join(KEY_DTYPES)}; got {dtype!r}.")
@@ -82,7 +82,8 @@ class RetrievalStore(HubStore):
             self._check_text(text, f"row {row}") for row, text in enumerate(columns[self.text_column].to_pylist())
         ]
         place = columns.column_names.index(self.text_column)
-        columns = columns.set_column(place, self.text_column, pa.array(texts, pa.string()))
+        checked = pa.array(texts, pa.string()) if texts else pa.nulls(0, pa.string())  # `pa.array` imports pandas
+        columns = columns.set_column(place, self.text_column, checked)
         self._set_up(columns, KeyRows.of(keys))
         self.encoder_fingerprint = encoder_fingerprint
         self.query_tokens_hash = query_tokens_hash
@@ -158,8 +159,8 @@ class RetrievalStore(HubStore):
     def assemble(cls, columns: pa.Table, keys: KeyRows, **settings: Any) -> Self:
         """Puts checked rows into a store without copying them."""
         dtype = np.dtype("float32")
-        empty = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(0, dtype)), keys.dim)
-        made = cls(pa.table({cls.text_column: pa.array([], pa.string()), "key": empty}), **settings)
+        empty = pa.FixedSizeListArray.from_arrays(pa.nulls(0, pa.from_numpy_dtype(dtype)), keys.dim)
+        made = cls(pa.table({cls.text_column: pa.nulls(0, pa.string()), "key": empty}), **settings)
         made._set_up(columns, keys)
         return made
 

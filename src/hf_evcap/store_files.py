@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .store_keys import BLOCK_ROWS, KeyBuffer, KeyRows
+from .store_keys import BLOCK_ROWS, KeyBuffer, KeyRows, arrow_numbers, dictionary_codes
 
 
 MANIFEST_NAME = "memory_config.json"
@@ -67,7 +67,7 @@ def hash_columns(table: pa.Table) -> str:
         chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
         for chunk in chunks:
             digest.update(repr(chunk.dictionary.to_pylist()).encode())
-            digest.update(chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype("<i4").data)
+            digest.update(dictionary_codes(chunk).astype("<i4").data)
     return digest.hexdigest()
 
 
@@ -170,7 +170,8 @@ def read_columns(files: list[Path], text_column: str) -> pa.Table:
             missing = {text_column, "key"} - set(schema.names)
             if missing:
                 raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; it holds {schema.names}.")
-            tables.append(pq.read_table(file, columns=[name for name in schema.names if name != "key"]))
+            with pq.ParquetFile(file) as opened:  # `pq.read_table` would import pandas
+                tables.append(opened.read(columns=[name for name in schema.names if name != "key"]))
     try:
         table = pa.concat_tables(tables).replace_schema_metadata(None)
     except pa.ArrowInvalid as error:
@@ -202,7 +203,7 @@ def read_keys(files: list[Path]) -> KeyRows:
                     values = chunk.flatten()  # unlike `.values` it follows the chunk's offset
                     if chunk.null_count or values.null_count or len(values) != len(chunk) * dim:
                         raise ValueError(f"Keys in {file} have missing numbers.")
-                    buffer.append(values.to_numpy(zero_copy_only=False).reshape(len(chunk), dim))
+                    buffer.append(arrow_numbers(values).reshape(len(chunk), dim))
     return KeyRows(buffer, buffer.used)
 
 

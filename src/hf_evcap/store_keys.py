@@ -14,6 +14,22 @@ KEY_DTYPES = ("float32", "float16")
 MAX_KEY_VALUE = 1e15  # beyond it, or below its inverse, squares leave the range of float32
 
 
+def arrow_numbers(array: Any) -> np.ndarray:
+    """
+    Numbers of an Arrow array, NaN for missing ones; not copied where none is missing, and then not writable.
+    `array.to_numpy()` gives the same and imports pandas, half a second at every start.
+    """
+    if array.null_count:
+        return array.to_numpy(zero_copy_only=False)
+    return np.from_dlpack(array) if len(array) else np.zeros(0, array.type.to_pandas_dtype())
+
+
+def dictionary_codes(encoded: Any) -> np.ndarray:
+    """Place of each value of a dictionary-encoded Arrow array in its dictionary, -1 for a missing one."""
+    codes = encoded.indices
+    return arrow_numbers(codes.fill_null(-1) if codes.null_count else codes)  # `fill_null`, too, imports pandas
+
+
 def check_keys(keys: Any, rows: int, dim: int | None, dtype: Any = np.float32, word: str = "memory") -> np.ndarray:
     """
     Returns keys as a contiguous array of shape `(rows, dim)`, or says what is wrong with them.
