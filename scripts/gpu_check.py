@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Trains and captions with a random model of about 1 B parameters, and says how fast and in how much memory.
 
-A ViT-L-size encoder, Q-Formers of BLIP-2's width and a Llama of 700 M train for 50 steps in bfloat16, by the paper's policy
-and with LoRA, from photos and from cached features; then photos are captioned in batches. Nothing is downloaded.
+A ViT-L-size encoder, Q-Formers of BLIP-2's width and a Llama of 700 M train for 50 steps in bfloat16, by the paper's
+policy and with LoRA, from photos and from cached features; then photos are captioned in batches. Nothing is fetched.
 `--tiny` runs the same in seconds on a CPU, to see that everything works.
 
 MFU counts the floating-point operations that a step really does (PyTorch's FlopCounterMode) against the device's
