@@ -82,7 +82,7 @@ def test_processor_config_has_the_references_prompt_and_pixels(name: str) -> Non
     assert settings["image_processor"]["size"] == {"height": 224, "width": 224}
 
 
-@pytest.mark.parametrize("card", sorted(HUB_CONFIGS.glob("*/README.md")), ids=lambda path: path.parent.name)
-def test_cards_have_valid_metadata(card: Path) -> None:
-    loaded = ModelCard.load(card)
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in HUB_CONFIGS.glob("*/config.json")))
+def test_cards_have_valid_metadata(name: str) -> None:
+    loaded = ModelCard.load(HUB_CONFIGS / name / "README.md")
     assert loaded.data.license
