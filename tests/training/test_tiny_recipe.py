@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 import hf_evcap.training
 from hf_evcap import EVCapForConditionalGeneration, EVCapProcessor
@@ -104,6 +105,16 @@ def test_recipe_makes_a_repo_that_captions(data, recipe, tmp_path):
         assert torch.equal(weight, other), name
     assert again.memory.fingerprint == model.memory.fingerprint
     assert not list((tmp_path / "again").glob("*.py"))
+
+
+def test_same_seed_gives_the_same_weights(data, recipe, tmp_path):
+    results = []
+    for run in ("one", "two"):
+        trained = TinyRecipe(recipe, data, tmp_path / run, data / "vision.pth")
+        torch.manual_seed(len(run) + len(results))  # what happened before must not matter
+        results.append(load_file(trained.names_as_text() / "model.safetensors"))
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(weight, results[1][name]) for name, weight in results[0].items())
 
 
 def test_held_out_photos_are_not_trained_on(data, recipe, tmp_path):
