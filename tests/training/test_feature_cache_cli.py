@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import tiny_smallcap
 import torch
 from accelerate_launch import launch
 from PIL import Image
@@ -103,6 +104,22 @@ def test_losses_from_the_cache_are_those_without_it(
     streamed = list(half.attach(photos.to_iterable_dataset()))
     assert [row["image_id"] for row in streamed] == photos["image_id"] and "image" not in streamed[0]
     np.testing.assert_array_equal(streamed[6]["vision_hidden_states"], half[6]["vision_hidden_states"])
+
+
+def test_smallcap_reads_caches_of_its_encoder(tiny_model: Any, listing: Path, tmp_path: Path) -> None:
+    model, processor, photos = tiny_smallcap.make_model(), tiny_smallcap.make_processor(), load_caption_data(listing)
+    build_feature_cache(model, processor, photos, tmp_path / "features", dtype="float32")
+    cache = VisionFeatureCache.open(tmp_path / "features", model, processor)
+    collate, losses = PhotoCaptionCollator(processor), []
+    for dataset in (photos, cache.attach(photos)):
+        examples = CaptionExamples(dataset, processor)
+        batch = collate([examples[number] for number in range(4)])
+        batch.pop("row")
+        with torch.no_grad():
+            losses.append(model(**batch).loss.item())
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    with pytest.raises(ValueError, match="was made by the vision encoder"):
+        cache.check_model(tiny_model)
 
 
 def test_rows_are_found_by_id(listing: Path, cached: Path) -> None:

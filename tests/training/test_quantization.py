@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_smallcap
 import torch
 from tiny_models import LANGUAGE_MODELS, SPREAD, make_model
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from hf_evcap import EVCapForConditionalGeneration
@@ -40,6 +42,19 @@ def test_only_the_language_model_is_quantized(repo: str) -> None:
     assert {name.split(".")[0] for name in linear} - {"language_model"} == {
         "vision_model", "qformer", "fusion_qformer", "language_projection"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("decoder", ["gpt2", "opt"])
+def test_what_smallcap_trains_is_not_quantized(decoder: str) -> None:
+    model = tiny_smallcap.make_model(decoder, datastore=False)
+    kept = modules_in_full_precision(model.config)
+    linear = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+    quantized = [name for name in linear if should_convert_module(name, kept)]
+    assert quantized and all(name.startswith("language_model.") for name in quantized)
+    assert not [name for name in quantized if "crossattention" in name or name.endswith("lm_head")]
+    model.freeze_for_training("paper")
+    trained = {name.rpartition(".")[0] for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained and not trained & set(quantized)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_smallcap
 import torch
 from PIL import Image
 from tiny_models import NAMES, make_model
@@ -83,6 +84,24 @@ def test_own_rows_follow_edits(model: Any, own_memory: VisualNameMemory) -> None
     assert retrieval.own_rows(keys).tolist() == [[0, -1, -1], [2, 3, 5]]
     model.set_memory(None)
     assert retrieval.own_rows(keys).tolist() == [[], []]
+
+
+def test_smallcap_leaves_out_and_draws_captions() -> None:
+    model = tiny_smallcap.make_model()
+    image_id = model.datastore.image_ids[0]
+    own = [row for row, other in enumerate(model.datastore.image_ids) if other == image_id]
+    queries = torch.from_numpy(model.datastore.keys[:1].copy())
+    retrieval = TrainingRetrieval(model, sample_from=6, keep_best=0)
+    keys = photo_keys([{"image_id": image_id}])
+    model.train()
+    drawn = set()
+    for step in range(10):
+        excluded = retrieval.prepare({"photo_keys": keys}, step)["exclude_rows"]
+        assert excluded.tolist() == [own]
+        rows = model.retrieve_captions(queries, excluded).row_ids[0].tolist()
+        assert len(rows) == model.config.num_retrieved_captions and not set(rows) & set(own)
+        drawn |= set(rows)
+    assert len(drawn) > model.config.num_retrieved_captions
 
 
 def test_a_memory_that_tells_no_photos_is_reported(model: Any, caplog: pytest.LogCaptureFixture) -> None:
