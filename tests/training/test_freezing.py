@@ -86,7 +86,7 @@ def test_adapters_save_load_and_merge(model, tiny_dir, processor, batch, photos,
     torch.manual_seed(0)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
-            parameter.data += torch.randn_like(parameter) * 0.05
+            parameter.data += torch.randn_like(parameter) * 0.02
     expected = logits_of(adapted, batch)
     assert (expected - plain).abs().max() > 0.1
     adapted.save_pretrained(tmp_path / "adapters")
@@ -94,14 +94,14 @@ def test_adapters_save_load_and_merge(model, tiny_dir, processor, batch, photos,
     assert not (tmp_path / "adapters" / "model.safetensors").exists()
 
     fresh = PeftModel.from_pretrained(EVCapForConditionalGeneration.from_pretrained(tiny_dir), tmp_path / "adapters")
-    torch.testing.assert_close(logits_of(fresh, batch), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits_of(fresh, batch), expected, atol=1e-5, rtol=1e-6)
     merged = fresh.merge_and_unload()
-    torch.testing.assert_close(logits_of(merged, batch), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits_of(merged, batch), expected, atol=1e-5, rtol=1e-6)
     merged.save_pretrained(tmp_path / "merged")
     for folder in ("adapters", "merged"):
         loaded = EVCapForConditionalGeneration.from_pretrained(tmp_path / folder)
         assert loaded.memory.names == model.memory.names
-        torch.testing.assert_close(logits_of(loaded, batch), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits_of(loaded, batch), expected, atol=1e-5, rtol=1e-6)
     pipe = pipeline("image-to-text", model=str(tmp_path / "adapters"))
     answer = pipe(photos[0], num_beams=1)[0]
     processor.save_pretrained(tmp_path / "merged")

@@ -75,9 +75,8 @@ def load_training_examples(arguments: DataArguments, processor: Any, seed: int, 
         seed (`int`): Of the draw of captions, and of a stream's shuffling.
         model (*optional*): Whose encoder must have made `feature_cache`.
     """
-    if arguments.dataset is None:
-        raise ValueError("Name the captioned photos to train on: `--dataset FILE, FOLDER or Hub id`.")
-    dataset = _load_data(arguments, arguments.dataset, arguments.dataset_split, arguments.images, arguments.streaming)
+    source = str(arguments.dataset)
+    dataset = _load_data(arguments, source, arguments.dataset_split, arguments.images, arguments.streaming)
     options: dict[str, Any] = {
         "captions": arguments.captions_per_photo,
         "max_caption_length": arguments.max_caption_length,
@@ -192,6 +191,8 @@ def run_training(
     """
     if not training.should_log:
         report = logger.debug
+    if data_arguments.dataset is None:
+        raise ValueError("Name the captioned photos to train on: `--dataset FILE, FOLDER or Hub id`.")
     checkpoint = find_checkpoint(training)
     set_seed(training.seed)
     model, processor = load_model(model_arguments, training)
