@@ -67,7 +67,7 @@ def shard(listing: Path) -> dict[str, Any]:
     """Shards a model as the FSDP configuration says, by accelerate's own code, and compares it with the whole one."""
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
     settings = yaml.safe_load(FSDP.read_text(encoding="utf-8"))["fsdp_config"]
     accelerator = Accelerator(cpu=True)
@@ -87,17 +87,22 @@ def shard(listing: Path) -> dict[str, Any]:
         for part in (model.vision_model, model.language_model):  # as `from_pretrained(dtype=...)` does
             part.to(dtype)
         model.freeze_for_training("paper")
+        prompt = {name: value for name, value in batch.items() if name != "labels"}
+        written = model.generate(**prompt, num_beams=2).tolist()
         model.train()
         loss = model(**batch).loss
         loss.backward()
         gradient = model.query_tokens.grad
         model.zero_grad()
         sharded = fsdp2_prepare_model(accelerator, model)
+        register_fsdp_forward_method(sharded, "generate")
+        written_again = sharded.generate(**prompt, num_beams=2, synced_gpus=True).tolist()
         again = sharded(**batch).loss
         again.backward()
         units = [type(module).__name__ for module in sharded.modules() if isinstance(module, FSDPModule)]
         found[str(dtype)] = {
             "loss": [loss.item(), again.item()],
+            "captions": [written, written_again],
             "gradient": (sharded.query_tokens.grad.full_tensor() - gradient).abs().max().item(),
             "largest": gradient.abs().max().item(),
             "units": sorted(unit.removeprefix("FSDP") for unit in units),
