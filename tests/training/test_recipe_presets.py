@@ -83,10 +83,10 @@ def test_list_says_which_command_runs_what(capsys):
     assert main(["train", "--recipe", "list"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == list(list_recipes())
-    assert set(list_recipes()) == {"evcap-paper", "evcap-lora", "smallcap-paper", "evcap-tiny"}
-    tiny = printed[list(list_recipes()).index("evcap-tiny")]
-    assert STAGED["evcap-tiny"] in tiny
-    assert (Path(__file__).parents[2] / STAGED["evcap-tiny"].split()[0]).is_file()
+    assert set(list_recipes()) == {"evcap-paper", "evcap-lora", "smallcap-paper", "evcap-tiny", "smallcap-tiny"}
+    for name, (_, command) in STAGED.items():
+        assert command in printed[list(list_recipes()).index(name)]
+        assert (Path(__file__).parents[2] / command.split()[0]).is_file()
 
 
 def test_unknown_and_staged_recipes_are_refused():

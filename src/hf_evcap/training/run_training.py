@@ -224,7 +224,7 @@ def run_training(
     for what, count in skipped.items():
         if count:
             metrics[f"skipped_{what}"] = count
-            report(f"Left out: {count} {what} (see the warnings).")
+            report(f"Left out {count} {what if count > 1 else what[:-1]}; the warnings say why.")
     if model_arguments.merge_adapters and hasattr(trainer.model, "merge_and_unload"):
         trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
     trainer.save_model()
