@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
@@ -108,6 +109,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         if args.remove_unused_columns:
             raise ValueError("Set `remove_unused_columns=False`: photos become the model's inputs in the collator.")
         self.retrieval = retrieval
+        self._gathers_to_generate = False
         callbacks = [*callbacks]
         if hasattr(train_dataset, "set_epoch"):
             callbacks.append(_TellEpoch(train_dataset))
@@ -184,7 +186,11 @@ class CaptionTrainer(Seq2SeqTrainer):
         if options.get("max_length") is not None:  # of the caption: the prompt is no part of what is generated
             options["max_new_tokens"] = options.pop("max_length")
         options = {name: value for name, value in options.items() if value is not None}
-        options["synced_gpus"] = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self.model)
+        sharded = is_fsdp_managed_module(self.model)
+        options["synced_gpus"] = is_deepspeed_zero3_enabled() or sharded
+        if sharded and not self._gathers_to_generate:  # what lies outside of the layers, as for a forward pass
+            register_fsdp_forward_method(self.model, "generate")
+            self._gathers_to_generate = True
         with self.compute_loss_context_manager():
             ids = self.model.generate(**prompt, **options)
         return loss, ids, inputs["row"]
