@@ -282,10 +282,14 @@ def _check_space(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, _full_disk(folder, needed))
 
 
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def _full_disk(folder: Path, needed: int) -> str:
     free = shutil.disk_usage(folder).free
     return (
-        f"The disk of {folder} has {free / 1e9:.1f} GB left, the features still to come take {needed / 1e9:.1f} GB. "
+        f"The disk of {folder} has {_size(free)} left, the features still to come take {_size(needed)}. "
         "Make room, or choose --dtype float16 or another folder; given again, the command goes on where it stopped."
     )
 
