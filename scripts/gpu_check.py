@@ -12,6 +12,7 @@ published dense bfloat16 peak; for devices not listed, against a large matrix pr
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import sys
@@ -38,7 +39,17 @@ from hf_evcap.training.vision_cache_building import build_feature_cache
 
 
 # Dense bfloat16 TFLOP/s from the makers' data sheets, by a part of the device's name.
-PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70, "RTX 4090": 165}
+PEAKS = {
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
+    "A10G": 70,
+    "RTX 4090": 165,
+}
 
 SIZES: dict[str, dict[str, Any]] = {
     "1b": {
@@ -200,6 +211,7 @@ def check_training(
                 [examples[n % len(examples)] for n in range(arguments.batch_size)]
             )
             flops, tokens, sequence = work_of_step(model, sample, device)
+            gc.collect()  # the model and optimizer of the run before
             peak_memory(device)
             clock, losses = train(
                 model,
