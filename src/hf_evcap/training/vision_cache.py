@@ -2,7 +2,8 @@
 Vision hidden states of photos on disk: the encoder is frozen, so a photo's are the same in every epoch.
 
 The recipe of evcap-tiny has a cache of its own (`feature_cache`): several random views of each photo in one array,
-which no processor makes. Here a photo has the one view that captioning sees, and the cache says whose features it holds.
+which no processor makes. Here a photo has the one view that captioning sees, and the cache says whose features they
+are.
 """
 
 from __future__ import annotations
