@@ -1,4 +1,4 @@
-"""Trains a tiny model in each of several ways, on as many processes as there are; `test_multi_process.py` compares."""
+"""Caches features and trains in several ways, on as many processes as there are; `test_multi_process.py` compares."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.utils import logging
 
 from hf_evcap.caption_data import load_caption_data
+from hf_evcap.cli.main import main
 from hf_evcap.processes import process_state
 from hf_evcap.training.caption_collator import PhotoCaptionCollator
 from hf_evcap.training.caption_examples import CaptionExamples
@@ -110,8 +111,10 @@ def shard(listing: Path) -> dict[str, Any]:
     return found
 
 
-def run(listing: Path, folder: Path) -> dict[str, Any]:
-    """All ways of training."""
+def run(model: Path, listing: Path, folder: Path) -> dict[str, Any]:
+    """Caches features in `folder / "features"` and trains in all ways."""
+    options = ["--model", str(model), "--dataset", str(listing), "--output", str(folder / "features")]
+    assert main(["cache-features", *options, "--batch-size", "2", "--shard-size", "3"]) == 0
     sampled = {"sample_from": 6, "name_dropout": 0.3, "seed": 1}
     found = {
         "plain": train(listing, folder),
@@ -127,6 +130,6 @@ def run(listing: Path, folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    results = run(Path(sys.argv[1]), Path(sys.argv[2]))
+    results = run(*map(Path, sys.argv[1:]))
     if process_state().is_main_process:
-        Path(sys.argv[3]).write_text(json.dumps(results), encoding="utf-8")
+        (Path(sys.argv[3]) / "found.json").write_text(json.dumps(results), encoding="utf-8")

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import tiny_smallcap
 import torch
-from accelerate_launch import launch
 from PIL import Image
 from tiny_models import make_model, make_processor
 
@@ -281,12 +280,6 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_cache(
     assert report is not None and report.photos == 7
     assert same_shards(folder, cached)
     assert not Path(f"{folder}.building").exists()
-
-
-def test_two_processes_give_the_same_cache(tiny_dir: Path, listing: Path, cached: Path, tmp_path: Path) -> None:
-    options = command(tiny_dir, listing, tmp_path / "two", "--dtype", "float32")
-    assert launch("-m", "hf_evcap.cli.main", *options).count("features of 7 photos") == 1
-    assert same_shards(tmp_path / "two", cached)
 
 
 def same_shards(one: Path, other: Path) -> bool:

@@ -32,17 +32,19 @@ def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one(listing: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def one(tiny_dir: Path, listing: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process gives."""
-    return distributed_run.run(listing, tmp_path_factory.mktemp("one"))
+    folder = tmp_path_factory.mktemp("one")
+    return {**distributed_run.run(tiny_dir, listing, folder), "folder": folder}
 
 
 @pytest.fixture(scope="module")
-def two(listing: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def two(tiny_dir: Path, listing: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes give."""
     folder = tmp_path_factory.mktemp("two")
-    launch(distributed_run.__file__, str(listing), str(folder / "run"), str(folder / "found.json"))
-    return json.loads((folder / "found.json").read_text(encoding="utf-8"))
+    printed = launch(distributed_run.__file__, str(tiny_dir), str(listing), str(folder))
+    found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
+    return {**found, "folder": folder, "printed": printed}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -51,6 +53,15 @@ def test_two_processes_train_as_one_does(way: str, one: dict[str, Any], two: dic
     assert len(one[way]["losses"]) == distributed_run.STEPS
     np.testing.assert_allclose(two[way]["losses"], one[way]["losses"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(two[way]["weights"], one[way]["weights"], atol=1e-5, rtol=0)
+
+
+def test_two_processes_cache_the_same_features(one: dict[str, Any], two: dict[str, Any]) -> None:
+    assert two["printed"].count("features of 8 photos") == 1  # two that did not know of each other would both say so
+    names = sorted(path.name for path in (one["folder"] / "features").iterdir())
+    assert sorted(path.name for path in (two["folder"] / "features").iterdir()) == names
+    for name in names:
+        contents = [(found["folder"] / "features" / name).read_bytes() for found in (one, two)]
+        assert contents[0] == contents[1], name
 
 
 def test_accumulated_parts_train_as_the_whole_batch(one: dict[str, Any]) -> None:
