@@ -288,3 +288,11 @@ def same_shards(one: Path, other: Path) -> bool:
     return sorted(path.name for path in one.iterdir()) == names and all(
         (one / name).read_bytes() == (other / name).read_bytes() for name in names
     )
+
+
+def test_a_trained_encoder_takes_no_cache(
+    tiny_dir: Path, listing: Path, cached: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["train", "--model", str(tiny_dir), "--dataset", str(listing), "--feature_cache", str(cached)]
+    assert main([*options, "--policy", "full", "--max_steps", "1", "--output_dir", str(tmp_path / "run")]) == 1
+    assert "The vision encoder is to be trained, but the features in" in capsys.readouterr().err

@@ -145,11 +145,6 @@ class VisionFeatureCache:
                 f"The feature cache {self.folder} was made by the vision encoder {mine[:12]}, this model's is "
                 f"{theirs[:12]}. Train the model that made it, or make another cache with `hf-evcap cache-features`."
             )
-        if any(weight.requires_grad for weight in model.vision_model.parameters()) and model.training:
-            logger.warning_once(
-                "The vision encoder is being trained, but with cached features it is not run: its weights stay. "
-                "Freeze it, or train without the cache."
-            )
 
     def check_processor(self, processor: Any) -> None:
         """Raises `ValueError` if photos were prepared in another way."""
