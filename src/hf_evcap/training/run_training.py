@@ -138,8 +138,8 @@ def _with_features(dataset: Any, folder: str | None, model: Any, processor: Any)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if any(weight.requires_grad for weight in base.vision_model.parameters()):
         raise ValueError(
-            f"The vision encoder is to be trained, but the features in {folder} are what it gave before. Train without "
-            "a feature cache, or choose a policy that leaves the encoder as it is."
+            f"The vision encoder is to be trained, but the features in {folder} are what it gave before. Train "
+            "without a feature cache, or choose a policy that leaves the encoder as it is."
         )
     return VisionFeatureCache.open(folder, base, processor).attach(dataset)
 
