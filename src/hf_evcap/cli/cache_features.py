@@ -21,7 +21,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-evcap cache-features", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="model folder or Hub id whose vision encoder is used")
+    parser.add_argument(
+        "--model", help="model folder or Hub id whose vision encoder is used (default: the embedded model)"
+    )
     parser.add_argument("--dataset", required=True, help="benchmark, file, folder or Hub id of captioned photos")
     parser.add_argument("--output", required=True, help="folder for the cache")
     parser.add_argument("--split", help="split, or several as train+restval (default: as `hf-evcap train`)")
@@ -42,8 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--encoder-dtype",
         choices=["auto", "float32", "float16", "bfloat16"],
-        default="auto",
-        help="precision of the encoder (default: as its weights are saved)",
+        help="precision of the encoder (default: as in `hf-evcap train`, float32 on a CPU, else that of its weights)",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="photos encoded at once (default: %(default)s)")
     parser.add_argument(
@@ -58,8 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     """Makes a cache."""
     arguments = make_parser().parse_args(argv)
 
-    import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import hf_evcap
 
     from ..caption_data import load_caption_data
     from ..processes import process_state
@@ -79,14 +81,13 @@ def main(argv: list[str] | None = None) -> int:
         on_error=arguments.on_error,
         revision=arguments.dataset_revision,
     )
-    dtype = "auto" if arguments.encoder_dtype == "auto" else getattr(torch, arguments.encoder_dtype)
-    model = AutoModelForImageTextToText.from_pretrained(
-        arguments.model, revision=arguments.revision, memory=False, dtype=dtype
-    )
+    source = arguments.model or hf_evcap.default_model()
+    dtype = arguments.encoder_dtype or ("float32" if processes.device.type == "cpu" else "auto")
+    model = AutoModelForImageTextToText.from_pretrained(source, revision=arguments.revision, memory=False, dtype=dtype)
     if not hasattr(model, "get_vision_hidden_states"):
-        raise ValueError(f"{arguments.model} is {type(model).__name__}; features are cached for EVCap and SmallCap.")
+        raise ValueError(f"{source} is {type(model).__name__}; features are cached for EVCap and SmallCap.")
     model.vision_model.to(processes.device)  # the language model stays where it is
-    processor = AutoProcessor.from_pretrained(arguments.model, revision=arguments.revision)
+    processor = AutoProcessor.from_pretrained(source, revision=arguments.revision)
     report = build_feature_cache(
         model,
         processor,
