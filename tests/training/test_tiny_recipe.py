@@ -89,6 +89,9 @@ def test_recipe_makes_a_repo_that_captions(data, recipe, tmp_path):
     counts = model.memory.describe()
     assert counts["rows"] == 9 + sum(len(row["names"]) for row in memory_rows(trained) if row["kind"] == "scene")
     assert {"red square", "wall"} <= set(model.memory.names)
+    rounds = [torch.load(tmp_path / "work" / f"joint-{number}.pt", weights_only=True) for number in (2, 3)]
+    mean = (rounds[0]["query_tokens"] + rounds[1]["query_tokens"]) / 2
+    assert torch.allclose(model.query_tokens, mean, atol=1e-3)
     inputs = processor(images=[Image.new("RGB", (60, 40), "red")] * 2, return_tensors="pt")
     ids = model.generate(**inputs, num_beams=2, max_new_tokens=5)
     assert len(processor.batch_decode(ids, skip_special_tokens=True)) == 2

@@ -83,7 +83,7 @@ def export_captioner(trained: TinyRecipe, output: str | Path, embedded: bool = F
     """
     started = time.time()
     output = Path(output)
-    model = trained.joint().eval()
+    model = trained.captioner().eval()
     processor = make_processor(trained)
     generation = model.generation_config
     generation.update(
