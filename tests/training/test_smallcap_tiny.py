@@ -94,6 +94,9 @@ def test_documents(run):
         assert len(related) == 4 and caption.endswith(".")
         assert sum(bool({*content_words(one)} & {*content_words(caption)}) for one in related) >= 3
     assert PromptDocuments(run.corpus, model, 0.5, 1.0, seed=3)(60) == drawn
+    for text in PromptDocuments(run.corpus, model, plain=0.0, related_words=1.0, copied=1.0)(9):
+        prompt, caption = text.split(".\n this image shows ")
+        assert caption.removesuffix(".") in prompt.split("\n ")
 
 
 def test_a_photo_never_retrieves_its_own_caption(run):

@@ -47,11 +47,21 @@ class PromptDocuments:
         model ([`SmallCapForConditionalGeneration`]): Makes the prompts.
         plain (`float`): Share of captions alone.
         related_words (`float`): Share of related captions that have a word in common.
-        seed (`int`): Seed of all draws.
+        copied (`float`, *optional*, defaults to 0): Share of prompts that hold the caption to write, too.
+        seed (`int`, *optional*, defaults to 0): Seed of all draws.
     """
 
-    def __init__(self, captions: Sequence[str], model: Any, plain: float, related_words: float, seed: int = 0) -> None:
+    def __init__(
+        self,
+        captions: Sequence[str],
+        model: Any,
+        plain: float,
+        related_words: float,
+        copied: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self.captions, self.model, self.plain, self.related_words = captions, model, plain, related_words
+        self.copied = copied
         self.random = random.Random(seed)
         self.with_word = defaultdict(list)
         self.words = [list(dict.fromkeys(content_words(caption))) for caption in captions]
@@ -77,8 +87,33 @@ class PromptDocuments:
         related = [
             [] if self.random.random() < self.plain else [self.related(number) for _ in range(k)] for number in numbers
         ]
+        for number, prompt in zip(numbers, related, strict=True):
+            if prompt and self.copied and self.random.random() < self.copied:
+                prompt[self.random.randrange(k)] = self.captions[number]
         prompts = self.model.build_prompts(related)
         return [f"{prompt} {self.captions[n]}{END_TOKEN}" for prompt, n in zip(prompts, numbers, strict=True)]
+
+
+@torch.no_grad()
+def initialize_word_copying(decoder: Any, gain: float, seed: int = 0) -> None:
+    """
+    Initialises a GPT-2 so that attending to a token is a start at writing it, as
+    [`~name_copying.initialize_word_copying`] does for Llama: a decoder that cannot copy has no use for a prompt.
+
+    Args:
+        decoder (`GPT2LMHeadModel`): Changed in place; tied embeddings.
+        gain (`float`): Scale of each layer's value and output map, which begin as inverses of one another.
+        seed (`int`, *optional*, defaults to 0): Seed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    width = decoder.config.n_embd
+    decoder.transformer.wte.weight.normal_(generator=generator)
+    decoder.transformer.wpe.weight.normal_(std=0.3, generator=generator)
+    decoder.transformer.ln_f.weight.fill_(width**-0.5)  # logits begin with a deviation of one
+    for block in decoder.transformer.h:
+        basis = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+        block.attn.c_attn.weight[:, 2 * width :] += gain * basis
+        block.attn.c_proj.weight += gain * basis.T
 
 
 class PhotoPrompts(torch.utils.data.Dataset):
@@ -201,12 +236,14 @@ class SmallCapTiny:
             settings, own = self.stage("language")
             model = self.new_model()
             texts = self.corpus + [caption for photo in self.training for caption in self.captions[photo]]
-            draw = PromptDocuments(texts, model, own["plain"], own["related_words"], settings.seed)
+            draw = PromptDocuments(texts, model, own["plain"], own["related_words"], own["copied"], settings.seed)
             wanted = settings.steps * settings.batch_size * own["block_length"]
             rows: list[list[int]] = []
             while sum(len(row) for row in rows) <= wanted:
                 rows += self.tokenizer(draw(4096), add_special_tokens=False, split_special_tokens=True)["input_ids"]
             blocks = PackedCaptions(rows, own["block_length"], settings.steps * settings.batch_size, settings.seed)
+            if own["copy_gain"]:
+                initialize_word_copying(model.language_model, own["copy_gain"], settings.seed)
             run_stage(model.language_model, blocks, collate_packed, settings, self.work / "decoder-checkpoints")
             torch.save(model.language_model.state_dict(), path)
         return torch.load(path, weights_only=True)
