@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -32,6 +33,17 @@ from hf_evcap.conversion import ConversionReport, convert_evcap
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
 transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Undoes what a command line run in this process does to the logs; each test hears warnings that come once."""
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in ("hf_evcap", "transformers")]
+    before = {name: logging.getLogger(name).level for name in ("hf_evcap", "transformers", *names)}
+    transformers_logging.warning_once.cache_clear()
+    yield
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(scope="session")
