@@ -255,14 +255,14 @@ class TinyRecipe(TinyData):
             torch.save(model.state_dict(), results[number])
         return model
 
-    @torch.no_grad()
     def captioner(self) -> EVCapForConditionalGeneration:
         """Stage 5: the mean of the weights that some of the joint rounds ended with, which errs less than any."""
         model = self.joint()
         rounds = self.recipe["stages"]["averaged_rounds"]
         states = [torch.load(self.work / f"joint-{number}.pt", weights_only=True) for number in rounds]
-        for name, weight in model.named_parameters():
-            weight.copy_(torch.stack([state[name] for state in states]).mean(dim=0))
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.copy_(torch.stack([state[name] for state in states]).mean(dim=0))
         return model
 
     def _joint_round(
