@@ -157,6 +157,8 @@ class NameRetriever(RowRetriever):
             Column of the memory that words the names, for example `name_ko`; rows that lack it keep their `name`.
     """
 
+    memory: VisualNameMemory
+
     def __init__(
         self, memory: VisualNameMemory, name_tokenizer: Any, max_name_length: int, name_column: str = "name"
     ) -> None:

@@ -35,14 +35,15 @@ class LayeredRetriever(NameRetriever):
         self.starts = torch.tensor([0, *self.sizes]).cumsum(0)
         name_ids: dict[str, int] = {}
         row_names, self.num_photos = [], 0
-        counts, row_photos = [], []
+        counts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        row_photos: list[torch.Tensor] = []
         for _, retriever, _ in layers:
             ids = torch.tensor(
                 [name_ids.setdefault(name, len(name_ids)) for name in retriever.names], dtype=torch.long
             )
             row_names.append(ids[retriever.row_names.cpu()])
             counts.append((ids, retriever.scene_counts.cpu()))
-            row_photos.append(retriever.row_photos.cpu() + sum(map(len, row_photos)))
+            row_photos.append(retriever.row_photos.cpu() + self.starts[len(row_photos)])
             self.num_photos += retriever.num_photos
         self.names = list(name_ids)
         self._row_names = GrowingRows(torch.cat(row_names))

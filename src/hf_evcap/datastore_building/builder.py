@@ -80,7 +80,7 @@ def build_datastore(
     def encode(numbers: range) -> EncodedRows:
         texts = captions.captions[numbers.start : numbers.stop]
         ids = captions.image_ids[numbers.start : numbers.stop]
-        columns = {"image_id": ids, "source": [captions.source] * len(texts)}
+        columns: dict[str, list[Any]] = {"image_id": ids, "source": [captions.source] * len(texts)}
         return EncodedRows(texts, encoder.encode_captions(texts), columns)
 
     return build_store(

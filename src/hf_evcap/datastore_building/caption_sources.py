@@ -101,8 +101,8 @@ def open_captions(
         elif (kind := "jsonl" if words[-1:] in ([".jsonl"], [".ndjson"]) else detect_format(path)) == "parquet":
             found = _dataset_columns(str(path), split, caption_column, id_column)
         else:
-            found = _list_of_captions(path) if kind == "jsonl" else None
-            found = found or _listed(_READERS[kind](path), split, caption_column, id_column, str(path))
+            plain = _list_of_captions(path) if kind == "jsonl" else None
+            found = plain or _listed(_READERS[kind](path), split, caption_column, id_column, str(path))
     elif path.is_absolute() or len(path.parts) > 2 or path.suffix.lower() in _FILE_ENDINGS:
         raise FileNotFoundError(f"There is no file or folder {path}.")
     else:

@@ -35,15 +35,14 @@ class OpenClipEncoder(ClipEncoder):
         self.device = next(model.parameters()).device
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, source: str | os.PathLike, *, device: Any = None, **_: Any
-    ) -> OpenClipEncoder:
+    def from_pretrained(cls, source: str | os.PathLike, *, device: Any = None, **kwargs: Any) -> OpenClipEncoder:
         """
         Loads an encoder.
 
         Args:
             source (`str`): `"open_clip:RN50x64/openai"`: a model and its weights, or `"open_clip:hf-hub:org/name"`.
             device (`torch.device`, *optional*): Where it computes.
+            kwargs: Options of encoders from the Hub, which open_clip has no use for.
 
         Raises:
             ImportError: open_clip is not installed.
