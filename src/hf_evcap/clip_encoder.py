@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-# In transformers 5.17, `transformers.AutoImageProcessor` is a dummy without torchvision; the class needs Pillow only.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from typing_extensions import Self
 
 from .modeling_retrieval import hash_tensors

@@ -6,10 +6,7 @@ import os
 from typing import Any
 
 from huggingface_hub import CommitInfo
-from transformers import ProcessorMixin
-
-# In transformers 5.17, `transformers.AutoImageProcessor` is a dummy without torchvision; the class needs Pillow only.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import AutoImageProcessor, ProcessorMixin
 
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .hub_upload import push_saved, take_hub_arguments
