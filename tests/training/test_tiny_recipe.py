@@ -77,6 +77,7 @@ def recipe() -> dict:
     for numbers in (stages["language"], *stages["names"], *stages["joint"]):
         numbers |= {"steps": 2, "batch_size": 4, "bf16": False}
     stages["alignment"] |= {"steps": 2, "batch_size": 4}
+    stages |= {"branches": 2, "averaged_rounds": [1, 2]}
     return recipe
 
 
@@ -89,9 +90,10 @@ def test_recipe_makes_a_repo_that_captions(data, recipe, tmp_path):
     counts = model.memory.describe()
     assert counts["rows"] == 9 + sum(len(row["names"]) for row in memory_rows(trained) if row["kind"] == "scene")
     assert {"red square", "wall"} <= set(model.memory.names)
-    rounds = [torch.load(tmp_path / "work" / f"joint-{number}.pt", weights_only=True) for number in (2, 3)]
-    mean = (rounds[0]["query_tokens"] + rounds[1]["query_tokens"]) / 2
-    assert torch.allclose(model.query_tokens, mean, atol=1e-3)
+    results = [f"joint-{branch}-{number}.pt" for branch in (1, 2) for number in (1, 2)]
+    tokens = [torch.load(tmp_path / "work" / name, weights_only=True)["query_tokens"] for name in results]
+    assert not torch.equal(tokens[0], tokens[2])  # each branch draws its own examples
+    assert torch.allclose(model.query_tokens, torch.stack(tokens).mean(dim=0), atol=1e-3)
     inputs = processor(images=[Image.new("RGB", (60, 40), "red")] * 2, return_tensors="pt")
     ids = model.generate(**inputs, num_beams=2, max_new_tokens=5)
     assert len(processor.batch_decode(ids, skip_special_tokens=True)) == 2
@@ -125,6 +127,11 @@ def test_held_out_photos_are_not_trained_on(data, recipe, tmp_path):
     assert len(trained.held_out_photos) == 2
     assert not trained.held_out_photos & set(trained.training_photos)
     assert len(trained.training_objects) == 9  # the fourth photo of each name tests it
+    (data / "told.txt").write_text((data / "text.txt").read_text() + "A red wall .\nthe blue wall\n")
+    told = TinyData({**recipe, "data": {**recipe["data"], "text": "told.txt"}}, data, tmp_path / "told")
+    held_out = {caption for photo in told.held_out_photos for caption in told.captions[photo]}
+    assert held_out and not held_out & set(told.corpus)  # nor are their captions read as text
+    assert len(told.corpus) >= 24
     assert len(trained.simulator.scene_words) == 7
 
 

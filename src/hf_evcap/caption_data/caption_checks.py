@@ -156,8 +156,8 @@ def check_references(
         return
     shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
     raise ValueError(
-        f"{what}: {len(without)} of {len(image_ids)} image ids have no captions: {shown}. Add captions, take the "
-        "photos out, or pass require_captions=False where photos without captions are wanted."
+        f"{what}: {len(without)} of {len(image_ids)} image ids have no captions: {shown}. Add captions or take "
+        "these photos out; from Python, load_caption_data(..., require_captions=False) keeps them."
     )
 
 

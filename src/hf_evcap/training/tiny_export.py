@@ -83,7 +83,7 @@ def export_captioner(trained: TinyRecipe, output: str | Path, embedded: bool = F
     """
     started = time.time()
     output = Path(output)
-    model = trained.captioner().eval()
+    model = trained.joint().eval()
     processor = make_processor(trained)
     generation = model.generation_config
     generation.update(

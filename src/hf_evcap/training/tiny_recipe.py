@@ -229,15 +229,41 @@ class TinyRecipe(TinyData):
         return results[0], results[1]
 
     def joint(self) -> EVCapForConditionalGeneration:
-        """Stage 4: photos, borrowed captions, objects and text together; in rounds."""
+        """
+        Stage 4: photos, borrowed captions, objects and text together, in rounds; branches draw their own examples.
+
+        The mean of the weights that the rounds of all branches end with errs less than any of them: a thousand photos
+        are soon learned by heart, by each branch in its own way (model soups, Wortsman et al. 2022, arXiv 2203.05482).
+        """
         model = self.aligned()
-        rounds = self.recipe["stages"]["joint"]
-        results = [self.work / f"joint-{number}.pt" for number in range(1, len(rounds) + 1)]
-        done = max((number for number, path in enumerate(results, start=1) if path.exists()), default=0)
-        if done:
-            model.load_state_dict(torch.load(results[done - 1], weights_only=True))
-        if done == len(rounds):
-            return model
+        stages = self.recipe["stages"]
+        branches = [
+            [self.work / f"joint-{branch}-{number}.pt" for number in range(1, len(stages["joint"]) + 1)]
+            for branch in range(1, stages["branches"] + 1)
+        ]
+        if not all(results[-1].exists() for results in branches):
+            self._train_branches(model, branches)
+        averaged = [results[number - 1] for results in branches for number in stages["averaged_rounds"]]
+        states = [torch.load(path, weights_only=True) for path in averaged]
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.copy_(torch.stack([state[name] for state in states]).mean(dim=0))
+        return model
+
+    def _train_branches(self, model: EVCapForConditionalGeneration, branches: list[list[Path]]) -> None:
+        """Carries out the rounds that are not there yet; `branches` says where each branch's rounds are kept."""
+        scenes, named = self._joint_photos(model)
+        start = {name: weight.clone() for name, weight in model.state_dict().items()}
+        for branch, results in enumerate(branches):
+            done = max((number for number, path in enumerate(results, start=1) if path.exists()), default=0)
+            model.load_state_dict(torch.load(results[done - 1], weights_only=True) if done else start)
+            for numbers, result in list(zip(self.recipe["stages"]["joint"], results, strict=True))[done:]:
+                numbers = {**numbers, "seed": numbers["seed"] + 1000 * branch}
+                self._joint_round(model, scenes, named, numbers, f"{result.stem}-checkpoints")
+                torch.save(model.state_dict(), result)
+
+    def _joint_photos(self, model: EVCapForConditionalGeneration) -> tuple[CaptionedPhotos, NamedPhotos]:
+        """Captioned photos and objects with the names that the training memory gives them."""
         scene_names, object_names = self.retrieved(model)
         photos, objects = self.features
         labels = [normalize_name(name) for name in self.objects["name"]]
@@ -249,21 +275,7 @@ class TinyRecipe(TinyData):
         weights = [agreement_weights(captions) for captions in self.captions]
         counts = [[leading_objects(names) for names in views] for views in object_names]
         scenes = CaptionedPhotos(photos, self.captions, scene_names, self.training_photos, weights)
-        named = NamedPhotos(objects, labels, object_names, counts, self.training_objects)
-        for number in range(done, len(rounds)):
-            self._joint_round(model, scenes, named, rounds[number], f"joint-{number + 1}-checkpoints")
-            torch.save(model.state_dict(), results[number])
-        return model
-
-    def captioner(self) -> EVCapForConditionalGeneration:
-        """Stage 5: the mean of the weights that some of the joint rounds ended with, which errs less than any."""
-        model = self.joint()
-        rounds = self.recipe["stages"]["averaged_rounds"]
-        states = [torch.load(self.work / f"joint-{number}.pt", weights_only=True) for number in rounds]
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                weight.copy_(torch.stack([state[name] for state in states]).mean(dim=0))
-        return model
+        return scenes, NamedPhotos(objects, labels, object_names, counts, self.training_objects)
 
     def _joint_round(
         self,
