@@ -22,7 +22,7 @@ from hf_evcap.training.name_copying import (
     initialize_word_copying,
 )
 from hf_evcap.training.name_exercises import NamedCaptionExercises, NameSource
-from hf_evcap.training.stage_trainer import StageSettings, part_rate, run_stage
+from hf_evcap.training.stage_trainer import AverageWeights, StageSettings, part_rate, run_stage
 
 
 CORPUS = ["a brown dog runs", "a man rides a horse", "a child plays with a ball"] * 3
@@ -168,21 +168,24 @@ def test_stage_trains_what_it_should(tokenizer, tmp_path):
     assert all(weight.requires_grad for weight in model.parameters())
 
 
-def test_blend_is_the_mean_of_two_averages(tokenizer, tmp_path):
-    models = {steps: make_model(tokenizer) for steps in (2, 4)}
-    for steps, model in models.items():
-        train(model, tokenizer, tmp_path / str(steps), steps, schedule_steps=10, average=0.9)
-    blended = make_model(tokenizer)
-    train(blended, tokenizer, tmp_path / "blended", 4, schedule_steps=10, average=0.9, blend_step=2)
-    for weight, early, late in zip(blended.parameters(), models[2].parameters(), models[4].parameters(), strict=True):
-        assert torch.allclose(weight, (early + late) / 2, atol=1e-6)
+def test_average_forgets_the_start():
+    model, average, expected = torch.nn.Linear(1, 1, bias=False), AverageWeights(0.5), 0.0
+    for step, value in enumerate([1.0, 3.0, 7.0] + [9.0] * 20, start=1):
+        torch.nn.init.constant_(model.weight, value)
+        average.on_step_end(None, None, None, model)
+        decay = min(0.5, step / (step + 10))
+        expected = value if step == 1 else decay * expected + (1 - decay) * value
+        if step == 3:
+            assert 3.0 < expected < 7.0 and float(average.average["weight"]) == pytest.approx(expected)
+    torch.nn.init.zeros_(model.weight)
+    average.on_train_end(None, None, None, model)
+    assert float(model.weight.detach()) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("average", [None, 0.9])
 def test_stage_goes_on_where_it_stopped(tokenizer, tmp_path, average):
     straight, resumed = make_model(tokenizer), make_model(tokenizer)
-    blend = {"average": average, "blend_step": 2 if average else None}
-    train(straight, tokenizer, tmp_path / "straight", 6, **blend)
+    train(straight, tokenizer, tmp_path / "straight", 6, average=average)
 
     class Stopped(Exception):
         pass
@@ -199,9 +202,9 @@ def test_stage_goes_on_where_it_stopped(tokenizer, tmp_path, average):
 
     resumed.language_model.forward = interrupted
     with pytest.raises(Stopped):
-        train(resumed, tokenizer, tmp_path / "resumed", 6, **blend)
+        train(resumed, tokenizer, tmp_path / "resumed", 6, average=average)
     fresh = make_model(tokenizer, seed=1)
-    train(fresh, tokenizer, tmp_path / "resumed", 6, **blend)
+    train(fresh, tokenizer, tmp_path / "resumed", 6, average=average)
     for (name, weight), other in zip(straight.named_parameters(), fresh.parameters(), strict=True):
         assert torch.equal(weight, other), name
 

@@ -31,12 +31,9 @@ class StageSettings:
             Factor of the learning rate for parameters whose name starts with the key; 0 freezes them. The longest
             matching key counts.
         warmup_steps (`int`, *optional*, defaults to 50): Linear warm-up, then a cosine.
-        schedule_steps (`int`, *optional*): Steps over which the cosine runs, where the stage stops before its end.
         final_rate (`float`, *optional*, defaults to 0.05): What is left of the learning rate at the end.
         weight_decay (`float`, *optional*, defaults to 0.05): For matrices only.
         average (`float`, *optional*): Decay of the exponential average of the weights that the stage hands on.
-        blend_step (`int`, *optional*): Step whose average is blended half and half with the last one.
-        label_smoothing (`float`, *optional*, defaults to 0): Of the caption's tokens.
         bf16 (`bool`, *optional*, defaults to `True`): Autocast to bfloat16.
         group_by_length (`bool`, *optional*, defaults to `False`): See [`GroupedByLength`].
         save_steps (`int`, *optional*, defaults to 200): Checkpoints for resuming.
@@ -48,12 +45,9 @@ class StageSettings:
     learning_rate: float
     part_rates: dict[str, float] = field(default_factory=dict)
     warmup_steps: int = 50
-    schedule_steps: int | None = None
     final_rate: float = 0.05
     weight_decay: float = 0.05
     average: float | None = None
-    blend_step: int | None = None
-    label_smoothing: float = 0.0
     bf16: bool = True
     group_by_length: bool = False
     save_steps: int = 200
@@ -107,9 +101,8 @@ class GroupedByLength:
 class AverageWeights(TrainerCallback):
     """Keeps an exponential average of the trained weights and puts it in their place at the end of training."""
 
-    def __init__(self, decay: float, blend_step: int | None = None) -> None:
-        self.decay, self.blend_step = decay, blend_step
-        self.blend: dict[str, torch.Tensor] = {}
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
         self.average: dict[str, torch.Tensor] = {}
         self.updates = 0
 
@@ -124,25 +117,23 @@ class AverageWeights(TrainerCallback):
                     self.average[name].lerp_(weight, 1 - decay)
                 else:
                     self.average[name] = weight.detach().clone()
-        if state.global_step == self.blend_step:
-            self.blend = {name: weight.clone() for name, weight in self.average.items()}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes the average beside the checkpoint."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        torch.save({"updates": self.updates, "average": self.average, "blend": self.blend}, folder / "average.pt")
+        torch.save({"updates": self.updates, "average": self.average}, folder / "average.pt")
 
     def restore(self, checkpoint: str | Path) -> None:
         """Reads the average back when a stage goes on."""
         saved = torch.load(Path(checkpoint) / "average.pt", weights_only=True)
-        self.updates, self.average, self.blend = saved["updates"], saved["average"], saved["blend"]
+        self.updates, self.average = saved["updates"], saved["average"]
 
     @torch.no_grad()
     def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Puts the average in place of the weights."""
         weights = dict(model.named_parameters())
         for name, average in self.average.items():
-            weights[name].copy_((average + self.blend[name]) / 2 if self.blend else average)
+            weights[name].copy_(average)
 
 
 class StageTrainer(Trainer):
@@ -181,7 +172,7 @@ class StageTrainer(Trainer):
         settings = self.settings
 
         def factor(step: int) -> float:
-            done = min(1.0, step / max(1, settings.schedule_steps or num_training_steps))
+            done = min(1.0, step / max(1, num_training_steps))
             cosine = settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
             return min(1.0, (step + 1) / max(1, settings.warmup_steps)) * cosine
 
@@ -199,11 +190,7 @@ class StageTrainer(Trainer):
             inputs["names"] = EVCapRetrievedNames(input_ids=ids, attention_mask=mask)
         labels = inputs.pop("labels")
         outputs = model(**inputs, use_cache=False)
-        loss = nn.functional.cross_entropy(
-            outputs.logits[:, :-1].flatten(0, 1).float(),
-            labels[:, 1:].flatten(),
-            label_smoothing=self.settings.label_smoothing if model.training else 0.0,
-        )
+        loss = nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         return (loss, outputs) if return_outputs else loss
 
 
@@ -257,7 +244,7 @@ def run_stage(
         dataloader_drop_last=True,
         disable_tqdm=True,
     )
-    average = AverageWeights(settings.average, settings.blend_step) if settings.average else None
+    average = AverageWeights(settings.average) if settings.average else None
     trainer = StageTrainer(
         model=model,
         args=arguments,

@@ -20,7 +20,7 @@ from .caption_tokenizer import train_caption_tokenizer
 from .name_exercises import NamedCaptionExercises, NameSource
 
 
-NOISES = (0.1, 0.18)  # of the simulated lists; such lists hold as many of a caption's words as real ones (0.29)
+NOISES = (0.1, 0.18)  # of the simulated lists: a memory that sees well, and one that sees badly
 PEOPLE_AND_DOGS = "man woman boy girl child people person dog men women children boys girls dogs".split()
 
 

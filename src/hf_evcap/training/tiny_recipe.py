@@ -232,8 +232,8 @@ class TinyRecipe(TinyData):
         """
         Stage 4: photos, borrowed captions, objects and text together, in rounds; branches draw their own examples.
 
-        The mean of the weights that the rounds of all branches end with errs less than any of them: a thousand photos
-        are soon learned by heart, by each branch in its own way (model soups, Wortsman et al. 2022, arXiv 2203.05482).
+        A thousand photos are soon learned by heart, by each branch in its own way, so the model is the mean of the
+        branches' weights (model soups, Wortsman et al. 2022, arXiv 2203.05482).
         """
         model = self.aligned()
         stages = self.recipe["stages"]
