@@ -525,6 +525,7 @@ def test_vision_layer_norm_has_the_references_epsilon(tiny_model):
         ({"num_query_tokens": 0}, "num_query_tokens"),
         ({"num_retrieved_names": -1}, "num_retrieved_names"),
         ({"retrieval_options": {"slots": 1}}, "slots"),
+        ({"retrieval_rule": "vote", "retrieval_options": {"ridge_penalty": 0}}, "ridge_penalty.*above 0"),
         ({"memory_reference": {"path": "x"}}, "memory_reference"),
         ({"fusion_qformer_config": {"hidden_size": 64}}, "must equal"),
         ({"text_config": {"model_type": "unheard-of"}}, "unheard-of"),

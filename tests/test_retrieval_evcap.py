@@ -14,7 +14,9 @@ import torch
 
 from hf_evcap import VisualNameMemory
 from hf_evcap.configuration_evcap import VOTE_OPTIONS
+from hf_evcap.configuration_retrieval import VISION_SPACE_OPTIONS
 from hf_evcap.retrieval_evcap import NameRetriever, NameTokens, normalize_name
+from hf_evcap.vision_space_evcap import EVCapVisionSpace
 
 
 DIM = 12
@@ -190,6 +192,8 @@ def slow_vote_rule(memory, queries, options, k, excluded=()):
     for score, row in nearest:
         votes[names[row]] += math.exp(score / options["vote_temperature"]) / total
         first.setdefault(names[row], row)
+    if nearest and options["ridge_penalty"] is not None:
+        votes = slow_scene_fits(memory, names, queries[0], options["ridge_penalty"], votes, excluded)
     ranking = []
     for name, vote in votes.items():
         frequency = sum(names[row] == name for row in scene_rows) / scene_photos
@@ -200,6 +204,26 @@ def slow_vote_rule(memory, queries, options, k, excluded=()):
         kept.setdefault(name, (score, row))
     items = list(kept.items())[:k]
     return [name for name, _ in items], [s for _, (s, _) in items], [row for _, (_, row) in items]
+
+
+def slow_scene_fits(memory, names, query, penalty, candidates, excluded):
+    """Least squares with a penalty over the scene photos of which no row is excluded, for the candidate names."""
+    keys, photos = memory.keys.astype("float64"), memory.table["photo"].to_pylist()
+    scene_rows = [row for row, kind in enumerate(memory.table["kind"].to_pylist()) if kind == "scene"]
+    first, said = {}, defaultdict(set)
+    for row in scene_rows:
+        first.setdefault(photos[row], row)
+        said[photos[row]].add(names[row])
+    vocabulary = sorted(candidates)
+    targets = np.array([[name in said[photo] for name in vocabulary] for photo in first], dtype="float64")
+    shares = targets.mean(0)
+    x = np.array([keys[row] / np.linalg.norm(keys[row]) for row in first.values()])
+    without = {photos[row] for row in scene_rows if row in excluded}
+    kept = [place for place, photo in enumerate(first) if photo not in without]
+    gram = x[kept].T @ x[kept] + penalty * np.eye(x.shape[1])
+    weights = np.linalg.solve(gram, x[kept].T @ (targets[kept] - shares))
+    fits = np.array(query) / np.linalg.norm(query) @ weights + shares
+    return dict(zip(vocabulary, fits.tolist(), strict=True))
 
 
 def vote_memory(seed, rows=80):
@@ -220,6 +244,8 @@ def vote_memory(seed, rows=80):
     {"exemplar_weights": [0.5, 0.25, 0.125, 0.1], "scene_slots": 2},
     {"vote_temperature": 0.02, "df_exponent": 0.0},
     {"df_offset": 0.5, "df_exponent": 1.0, "object_slots": 1},
+    {"ridge_penalty": 0.3},
+    {"ridge_penalty": 2.0, "vote_rows": 20, "df_exponent": 0.0},
 ])  # fmt: skip
 def test_vote_rule(config_of, tokenizer, changed, seed):
     options = {**VOTE_OPTIONS, **changed}
@@ -230,29 +256,45 @@ def test_vote_rule(config_of, tokenizer, changed, seed):
         check(result, index, *slow_vote_rule(memory, photo, options, 6))
 
 
-def test_vote_rule_with_excluded_rows(config_of, tokenizer):
+@pytest.mark.parametrize("penalty", [None, 0.5])
+def test_vote_rule_with_excluded_rows(config_of, tokenizer, penalty):
     memory, queries = vote_memory(7), random_queries(7)
     excluded = torch.from_numpy(np.random.default_rng(7).integers(-1, len(memory), size=(5, 12)))
-    config = config_of(retrieval_rule="vote", retrieval_options={"object_threshold": 0.2}, num_retrieved_names=8)
+    changed = {"object_threshold": 0.2, "ridge_penalty": penalty}
+    config = config_of(retrieval_rule="vote", retrieval_options=changed, num_retrieved_names=8)
     result = NameRetriever(memory, tokenizer, 128)(queries, config, excluded)
-    options = {**VOTE_OPTIONS, "object_threshold": 0.2}
+    options = {**VOTE_OPTIONS, **changed}
     for index, photo in enumerate(queries):
         check(result, index, *slow_vote_rule(memory, photo, options, 8, set(excluded[index].tolist())))
 
 
+@pytest.mark.parametrize("penalty", [None, 0.5])
 @pytest.mark.parametrize("kind", ["object", "scene", None])
-def test_vote_rule_with_rows_of_one_kind(config_of, tokenizer, kind):
+def test_vote_rule_with_rows_of_one_kind(config_of, tokenizer, kind, penalty):
     columns = {"kind": [kind] * 30, "photo": [str(row // 2) for row in range(30)]}
-    memory, queries = random_memory(8, 30, **columns), random_queries(8)
-    config = config_of(retrieval_rule="vote", retrieval_options={"object_threshold": -5.0}, num_retrieved_names=6)
+    memory, queries = random_memory(9, 30, **columns), random_queries(9)
+    changed = {"object_threshold": -5.0, "ridge_penalty": penalty}
+    config = config_of(retrieval_rule="vote", retrieval_options=changed, num_retrieved_names=6)
     result = NameRetriever(memory, tokenizer, 128)(queries, config)
-    options = {**VOTE_OPTIONS, "object_threshold": -5.0}
+    options = {**VOTE_OPTIONS, **changed}
     for index, photo in enumerate(queries):
         check(result, index, *slow_vote_rule(memory, photo, options, 6))
     bare = VisualNameMemory.from_rows(memory.names, memory.keys)  # no column `kind`: objects
     plain = NameRetriever(bare, tokenizer, 128)(queries, config)
     if kind != "scene":
         assert plain.names == result.names
+
+
+def test_regression_follows_edits_of_the_memory(config_of, tokenizer):
+    memory, queries = vote_memory(11), random_queries(11)
+    config = config_of(retrieval_rule="vote", retrieval_options={"ridge_penalty": 1.0}, num_retrieved_names=8)
+    retriever = NameRetriever(memory, tokenizer, 128)
+    before = retriever(queries, config)
+    memory.add(["kite"] * 3, queries[:3, 0].numpy(), kind=["scene"] * 3, photo=["a", "b", "c"])
+    after = retriever(queries, config)
+    assert [("kite" in names) for names in after.names[:3]] == [True] * 3 and "kite" not in sum(before.names, [])
+    for index, photo in enumerate(queries):
+        check(after, index, *slow_vote_rule(memory, photo, {**VOTE_OPTIONS, "ridge_penalty": 1.0}, 8))
 
 
 # Names
@@ -352,8 +394,10 @@ def test_name_tokenizer_without_a_separator(processor):
 
 
 @pytest.mark.parametrize("factory", ["HNSW32", "IVF8,Flat"])
-@pytest.mark.parametrize("rule", ["release", "paper", "vote"])
-def test_faiss_is_close_to_exact(config_of, tokenizer, factory, rule):
+@pytest.mark.parametrize("rule, options", [
+    ("release", {}), ("paper", {}), ("vote", {}), ("vote", {"ridge_penalty": 1.0}),
+])  # fmt: skip
+def test_faiss_is_close_to_exact(config_of, tokenizer, factory, rule, options):
     rows = 600
     kinds = {"kind": ["object", "scene"] * (rows // 2), "photo": [str(row // 6) for row in range(rows)]}
     words = [f"name {number}" for number in range(40)]
@@ -361,7 +405,7 @@ def test_faiss_is_close_to_exact(config_of, tokenizer, factory, rule):
     approximate = random_memory(11, rows, words, index_factory=factory, **kinds)
     assert exact.fingerprint == approximate.fingerprint
     queries = random_queries(11, photos=8, queries=5)
-    config = config_of(retrieval_rule=rule, num_retrieved_names=5)
+    config = config_of(retrieval_rule=rule, num_retrieved_names=5, retrieval_options=options)
     expected = NameRetriever(exact, tokenizer, 128)(queries, config)
     retriever = NameRetriever(approximate, tokenizer, 128)
     assert retriever.keys is None  # not searched by multiplication
@@ -439,6 +483,22 @@ def test_refusals_say_what_to_do(tiny_model):
         tiny_model.check_memory(VisualNameMemory.empty(7))
     with pytest.raises(ValueError, match="from_images"):
         tiny_model.check_memory(VisualNameMemory.empty(32, encoder_fingerprint="0" * 64))
+
+
+def test_whitening_power():
+    """0 keeps the variances of the principal components, 1 makes all of them 1, a half takes their square root."""
+    torch.manual_seed(0)
+    features = torch.randn(50, 12) @ torch.randn(12, 12)
+    variances = {}
+    for power in (0.0, 0.5, 1.0):
+        space = EVCapVisionSpace({**VISION_SPACE_OPTIONS, "key_size": 6, "whitening_power": power}, 12)
+        space.fit(features)
+        covariance = torch.cov(((features - space.mean) @ space.whitening).T)
+        variances[power] = covariance.diagonal()
+        torch.testing.assert_close(covariance, torch.diag(variances[power]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(variances[1.0], torch.ones(6))
+    torch.testing.assert_close(variances[0.5], variances[0.0].sqrt())
+    torch.testing.assert_close(variances[0.0], torch.linalg.eigvalsh(torch.cov(features.T)).flip(0)[:6])
 
 
 def test_vision_space(model_of, inputs, tmp_path):

@@ -25,6 +25,7 @@ VOTE_OPTIONS = {
     "vote_temperature": 0.15,  # softness of the scene rows' votes
     "df_offset": 0.02,  # added to a scene name's document frequency ...
     "df_exponent": 0.35,  # ... before its votes are divided by this power of it
+    "ridge_penalty": None,  # a number: a ridge regression on the keys ranks the nearest scene rows' names, not votes
     "scene_slots": 8,  # scene names given at most
 }
 
@@ -177,6 +178,11 @@ class EVCapConfig(RetrievalConfig):
         for field in ("num_query_tokens", "num_name_query_tokens", "num_neighbors_per_query", "max_candidates"):
             if getattr(self, field) < 1:
                 raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")
+        penalty = self.retrieval_options.get("ridge_penalty")
+        if penalty is not None and penalty <= 0:
+            raise ValueError(
+                f"`ridge_penalty` in `retrieval_options` must be above 0, got {penalty}; None ranks by votes."
+            )
         if self.num_retrieved_names < 0:
             raise ValueError(f"`num_retrieved_names` must not be negative, got {self.num_retrieved_names}.")
 

@@ -16,7 +16,7 @@ AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, e
 
 # Numbers of the `vision` space: dimension of the keys, exponent of the power normalisation, windows of the patch grid
 # (a side of 0 turns them off) and the step between them.
-VISION_SPACE_OPTIONS = {"key_size": 256, "power": 0.5, "window_size": 3, "window_stride": 2}
+VISION_SPACE_OPTIONS = {"key_size": 256, "power": 0.5, "whitening_power": 1.0, "window_size": 3, "window_stride": 2}
 
 
 def vision_hidden_size(config: PreTrainedConfig) -> int:

@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput, logging
 from .configuration_evcap import EVCapConfig
 from .memory_evcap import VisualNameMemory
 from .retrieval_rows import GrowingRows, RowRetriever, keep_first
+from .scene_regression_evcap import SceneRegression
 from .store_keys import dictionary_codes
 
 
@@ -208,13 +209,31 @@ class NameRetriever(RowRetriever):
             self.pools = {kind: (row_kinds == place).nonzero()[:, 0] for place, kind in enumerate(self.kinds)}
         scenes = self.pools["scene"] if "scene" in self.pools else torch.arange(0, device=self.device)
         scene_names = self.row_names if scenes is None else self.row_names[scenes]
-        self.num_photos = len(scene_names)
         self.row_photos = torch.arange(len(self.row_names), device=self.device)
-        if "photo" in columns.column_names and self.num_photos:
+        if "photo" in columns.column_names and len(scene_names):
             photos = dictionary_codes(columns["photo"].combine_chunks().dictionary_encode())
             self.row_photos = torch.from_numpy(photos.astype("int64")).to(self.device)
-            self.num_photos = len((self.row_photos if scenes is None else self.row_photos[scenes]).unique())
+        scene_photos, places = (self.row_photos if scenes is None else self.row_photos[scenes]).unique(
+            return_inverse=True
+        )
+        self.num_photos = len(scene_photos)
+        self.scene_places = torch.full_like(self.row_photos, -1)  # number of each row's photo among the scenes' photos
+        self.scene_places[scenes if scenes is not None else slice(None)] = places
         self.scene_counts = torch.bincount(scene_names, minlength=len(self.names))
+        self._regressions: dict[float, SceneRegression] = {}
+
+    def scene_regression(self, penalty: float) -> SceneRegression:
+        """Regression of the scene rows' names on their photos' keys; fitted at the first call after an edit."""
+        if penalty not in self._regressions:
+            scenes = self.rows_of_kind("scene")
+            places = self.scene_places[scenes]
+            first = torch.full((self.num_photos,), len(scenes), device=self.device)
+            first.scatter_reduce_(0, places, torch.arange(len(scenes), device=self.device), "amin")
+            keys = self.unit_keys(scenes[first])
+            self._regressions[penalty] = SceneRegression(
+                keys, places, self.row_names[scenes], len(self.names), penalty
+            )
+        return self._regressions[penalty]
 
     @property
     def document_frequency(self) -> torch.Tensor:
@@ -226,6 +245,8 @@ class NameRetriever(RowRetriever):
         self.tokens.to(device)
         self._row_names.to(device)
         self.scene_counts, self.row_photos = self.scene_counts.to(device), self.row_photos.to(device)
+        self.scene_places = self.scene_places.to(device)
+        self._regressions.clear()
 
     def __call__(
         self,
@@ -315,9 +336,10 @@ def vote_rule(
 
     Rows of kind `object` are exemplars: a name scores the weighted sum of its best rows' similarities to any query.
     Rows of kind `scene` are photos under a word that is said of them: the nearest to the whole photo vote for their
-    word, softly by similarity, and words that are said of everything count less. Objects that are similar enough, by
-    themselves or in comparison with the nearest scenes, come first, then scene names. `config.retrieval_options` holds
-    the numbers (`VOTE_OPTIONS`).
+    word, softly by similarity, and words that are said of everything count less. With `ridge_penalty`, the nearest
+    rows' words are ranked by a regression of words on keys instead of by votes ([`SceneRegression`]); a photo of which
+    a row is excluded is then left out whole. Objects that are similar enough, by themselves or in comparison with the
+    nearest scenes, come first, then scene names. `config.retrieval_options` holds the numbers (`VOTE_OPTIONS`).
 
     Returns:
         Name ids, scores and row ids of shape `(batch_size, K)`.
@@ -331,7 +353,10 @@ def vote_rule(
             retriever, scene_scores, scene_rows, options
         )
     objects = _object_evidence(retriever, queries, options, exclude_rows, threshold)
-    scenes = _scene_votes(retriever, scene_scores, scene_rows, options)
+    if options["ridge_penalty"] is None:
+        scenes = _scene_votes(retriever, scene_scores, scene_rows, options)
+    else:
+        scenes = _scene_fits(retriever, queries[:, 0], scene_scores, scene_rows, options, exclude_rows)
     names, scores, rows = (torch.cat(pair, dim=1) for pair in zip(objects, scenes, strict=True))
     kept = first_occurrences(names)
     names, scores, rows = keep_first(kept, config.num_retrieved_names, names, scores, rows, fill=(-1, 0.0, -1))
@@ -383,11 +408,43 @@ def _scene_votes(
     retriever: NameRetriever, scores: torch.Tensor, rows: torch.LongTensor, options: dict[str, Any]
 ) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
     votes = torch.softmax(scores / options["vote_temperature"], dim=1).nan_to_num(0.0)
-    names, ranks, votes, rows = group_by_name(retriever.row_names[rows], votes, rows)
-    shares = votes.new_zeros(len(votes), len(retriever.names)).scatter_add_(1, names, votes)
+    shares = votes.new_zeros(len(votes), len(retriever.names))
+    shares.scatter_add_(1, retriever.row_names[rows], votes)
+    return _rare_names_first(retriever, shares, votes > 0, rows, options)
+
+
+def _scene_fits(
+    retriever: NameRetriever,
+    queries: torch.Tensor,
+    scores: torch.Tensor,
+    rows: torch.LongTensor,
+    options: dict[str, Any],
+    exclude_rows: torch.LongTensor | None,
+) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+    if not rows.shape[1]:
+        return rows, scores, rows
+    excluded = None
+    if exclude_rows is not None:
+        places = retriever.scene_places[exclude_rows.clamp(min=0)].masked_fill(exclude_rows < 0, -1)
+        distinct = first_occurrences(places)
+        (excluded,) = keep_first(distinct, int(distinct.sum(1).max()), places, fill=(-1,))
+    regression = retriever.scene_regression(options["ridge_penalty"])
+    fits = regression(torch.nn.functional.normalize(queries.float(), dim=-1), excluded)
+    return _rare_names_first(retriever, fits, ~torch.isneginf(scores), rows, options)
+
+
+def _rare_names_first(
+    retriever: NameRetriever,
+    evidence: torch.Tensor,
+    usable: torch.BoolTensor,
+    rows: torch.LongTensor,
+    options: dict[str, Any],
+) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+    """Names of the usable rows by `evidence` `(batch, names)`, of which common names need more."""
+    names, ranks, usable, rows = group_by_name(retriever.row_names[rows], usable, rows)
     rarity = (retriever.document_frequency + options["df_offset"]) ** options["df_exponent"]
-    name_scores = (shares / rarity).gather(1, names)
-    eligible = (ranks == 0) & (votes > 0)
+    name_scores = (evidence / rarity).gather(1, names)
+    eligible = (ranks == 0) & usable
     return _best_names(names, name_scores.masked_fill(~eligible, -torch.inf), rows, options["scene_slots"])
 
 

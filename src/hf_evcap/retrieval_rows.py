@@ -140,6 +140,19 @@ class RowRetriever:
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
         return scores[..., :k], rows.gather(-1, order)[..., :k]
 
+    def rows_of_kind(self, kind: str) -> torch.LongTensor:
+        """Rows with this value in the store's column `kind`, in order."""
+        pool = self.pools.get(kind, torch.arange(0, device=self.device))
+        return torch.arange(self.rows, device=self.device) if pool is None else pool
+
+    def unit_keys(self, rows: torch.LongTensor) -> torch.Tensor:
+        """Keys of some rows at length 1, `(rows, dim)`."""
+        if self.exact:
+            keys = self.keys[rows]
+        else:
+            keys = torch.from_numpy(self.memory.key_rows.select(rows.cpu().numpy()).array).float().to(self.device)
+        return torch.nn.functional.normalize(keys, dim=-1)
+
     def _pool_keys(self, kind: str | None, pool: torch.LongTensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         if pool is None:
             return self.keys, self.key_scale

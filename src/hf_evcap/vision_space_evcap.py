@@ -17,7 +17,9 @@ class EVCapVisionSpace(nn.Module):
     whitening are fixed numbers fitted once on photos (see [`~EVCapVisionSpace.fit`]), not trained.
 
     Args:
-        options (`dict`): `key_size`, `power`, `window_size`, `window_stride`; `config.retrieval_options`.
+        options (`dict`):
+            `key_size`, `power`, `whitening_power` (0 keeps the spread of the principal components, 1 evens it out),
+            `window_size`, `window_stride`; `config.retrieval_options`.
         width (`int`): Of the vision features.
     """
 
@@ -28,6 +30,7 @@ class EVCapVisionSpace(nn.Module):
         super().__init__()
         self.key_size: int = options["key_size"]
         self.power: float = options["power"]
+        self.whitening_power: float = options["whitening_power"]
         self.window_size: int = options["window_size"]
         self.window_stride: int = options["window_stride"]
         self.register_buffer("mean", torch.zeros(width))
@@ -66,7 +69,7 @@ class EVCapVisionSpace(nn.Module):
             raise ValueError(f"Whitening to {self.key_size} dimensions needs more than that many photos.")
         centred = (features - features.mean(0)).double()
         _, spread, directions = torch.linalg.svd(centred, full_matrices=False)
-        scale = math.sqrt(len(features) - 1) / spread[: self.key_size]
+        scale = (math.sqrt(len(features) - 1) / spread[: self.key_size]) ** self.whitening_power
         self.mean.copy_(features.mean(0))
         self.whitening.copy_((directions[: self.key_size] * scale[:, None]).T)
 

@@ -43,7 +43,7 @@ def evcap_parts(config: Any) -> list[Part]:
     ]
     if config.retrieval_space == "vision":
         options = config.retrieval_options
-        size = f"whitening to keys of {options['key_size']:,}, fitted, not trained"
+        size = f"projection to keys of {options['key_size']:,}, fitted, not trained"
         parts.append(Part("vision_space", "retrieval space (not in the paper)", size))
     names = f", reads {config.num_retrieved_names} names, at most {config.max_name_length} tokens"
     parts += [
@@ -72,7 +72,7 @@ def smallcap_parts(config: Any) -> list[Part]:
         size = f"{config.encoder_hidden_size:,} to {config.vision_config.projection_dim:,}"
         parts.append(Part("visual_projection", "its projection, for retrieval", size))
     elif config.retrieval_space == "vision":
-        size = f"whitening to keys of {config.retrieval_options['key_size']:,}, fitted, not trained"
+        size = f"projection to keys of {config.retrieval_options['key_size']:,}, fitted, not trained"
         parts.append(Part("vision_space", "retrieval space (not in the paper)", size))
     return [
         *parts,
