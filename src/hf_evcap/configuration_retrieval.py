@@ -15,8 +15,8 @@ from .configuration_efficientnet_lite import EfficientNetLiteConfig
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
 
 # Numbers of the `vision` space: dimension of the keys, exponent of the power normalisation, how far the whitening goes
-# (1 evens out the spread of the components, 0 keeps it), windows of the patch grid (a side of 0 turns them off) and the
-# step between them.
+# (1 evens out the spread of the components, 0 keeps it), windows of the patch grid (a side of 0 turns them off) and
+# the step between them.
 VISION_SPACE_OPTIONS = {"key_size": 256, "power": 0.5, "whitening_power": 1.0, "window_size": 3, "window_stride": 2}
 
 
