@@ -21,7 +21,7 @@ _PUBLIC = {
     "EVCapProcessor": "processing_evcap",
     "EfficientNetLiteConfig": "configuration_efficientnet_lite",
     "EfficientNetLiteModel": "modeling_efficientnet_lite",
-    "MemoryLayers": "memory_layers",
+    "MemoryLayers": "memory_evcap",
     "SmallCapConfig": "configuration_smallcap",
     "SmallCapForConditionalGeneration": "modeling_smallcap",
     "SmallCapProcessor": "processing_smallcap",
@@ -35,8 +35,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .configuration_evcap import EVCapConfig as EVCapConfig
     from .configuration_smallcap import SmallCapConfig as SmallCapConfig
     from .datastore_smallcap import CaptionDatastore as CaptionDatastore
+    from .memory_evcap import MemoryLayers as MemoryLayers
     from .memory_evcap import VisualNameMemory as VisualNameMemory
-    from .memory_layers import MemoryLayers as MemoryLayers
     from .metrics import metric_path as metric_path
     from .modeling_efficientnet_lite import EfficientNetLiteModel as EfficientNetLiteModel
     from .modeling_evcap import EVCapForConditionalGeneration as EVCapForConditionalGeneration

@@ -15,8 +15,7 @@ from transformers.utils import ModelOutput, logging
 from .caption_generation import CaptionGenerationMixin
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_evcap import EVCapConfig
-from .memory_evcap import VisualNameMemory
-from .memory_layers import MemoryLayers
+from .memory_evcap import MemoryLayers, VisualNameMemory
 from .modeling_efficientnet_lite import EfficientNetLiteModel
 from .modeling_retrieval import RetrievalPreTrainedModel, hash_tensors
 from .retrieval_evcap import EVCapRetrievedNames, NameRetriever, NameTokens, normalize_name
@@ -351,7 +350,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*):
                 Memory rows that a photo must not retrieve, such as itself in training; -1 excludes nothing.
             memory (*optional*): Names of layers, memories, folders or Hub ids to use in this call, one or a list, or
-                a `dict` of them to weights; see [`~memory_layers.choose_memories`].
+                a `dict` of them to weights; see [`~memory_choice.choose_memories`].
             name_column (`str`, *optional*): Column of the memory that words the names, such as `name_ko`.
         """
         retriever = self._retriever_of(memory, name_column)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .memory_evcap import VisualNameMemory
-from .memory_layers import MemoryLayers, choose_memories
+from .memory_choice import choose_memories
+from .memory_evcap import MemoryLayers, VisualNameMemory
 from .retrieval_evcap import EVCapRetrievedNames, NameRetriever, NameTokens
 from .retrieval_rows import GrowingRows
 
@@ -127,7 +127,7 @@ class Retrievers:
         The retriever of one call.
 
         Args:
-            attached, wanted: As in [`~memory_layers.choose_memories`].
+            attached, wanted: As in [`~memory_choice.choose_memories`].
             name_column (`str`, *optional*): Column that words the names; each memory's own choice when absent.
             check (`Callable`): Called with each memory that is not attached; raises if it does not fit the model.
 

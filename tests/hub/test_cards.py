@@ -17,7 +17,7 @@ from hf_evcap import CaptionDatastore, VisualNameMemory
 from hf_evcap.hub.card_facts import read_card_facts
 from hf_evcap.hub.model_card import main, make_model_card, write_model_card
 from hf_evcap.hub_card import make_card, merge_cards
-from hf_evcap.memory_layers import MemoryLayers
+from hf_evcap.memory_evcap import MemoryLayers
 
 
 HERE = Path(__file__).parent
