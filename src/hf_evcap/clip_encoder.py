@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from typing_extensions import Self
 
-from .modeling_retrieval import hash_tensors
 from .photo_loading import load_photo
+from .weight_fingerprint import hash_tensors
 
 
 _VISION_SIDE = ("vision_model.", "visual_projection.")

@@ -154,7 +154,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
     @classmethod
     def from_pretrained(cls, *args: Any, datastore: Any = None, **kwargs: Any) -> Any:
         """
-        Loads a model with its datastore; see [`~modeling_retrieval.RetrievalPreTrainedModel.from_pretrained`].
+        Loads a model with its datastore; see [`~model_repo.ModelRepoMixin.from_pretrained`].
 
         Args:
             datastore (*optional*): Another word for `memory`: a folder, a repo id, a datastore, or `False` for none.

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ..clip_encoder import ClipEncoder
-from ..modeling_retrieval import hash_tensors
 from ..photo_loading import load_photo
+from ..weight_fingerprint import hash_tensors
 
 
 PREFIX = "open_clip:"

@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from ..memory_building.resumable_shards import ResumableShards
-from ..modeling_retrieval import hash_tensors
 from ..processes import process_state
+from ..weight_fingerprint import hash_tensors
 from .variants import Variant, applied, number_field, retrieve_nothing
 
 

@@ -18,7 +18,8 @@ from ..hub_card import merge_cards
 from ..hub_upload import CARD_NAME, explained_hub_errors, files_to_upload
 from ..memory_evcap import MANIFEST_NAME, VisualNameMemory
 from ..metrics import METRICS, metric_path
-from ..modeling_retrieval import WEIGHT_FILES, class_address, pipeline_entries
+from ..model_publishing import WEIGHT_FILES
+from ..model_repo import class_address, pipeline_entries
 from .card_facts import RESULTS_NAME
 from .model_card import write_model_card
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..modeling_retrieval import hash_tensors
 from ..photo_loading import hash_photo, load_photo
+from ..weight_fingerprint import hash_tensors
 
 
 logger = logging.get_logger(__name__)

@@ -1,0 +1,76 @@
+"""Freezing policies of a model: what each trains, and keeping what is frozen as it is while the rest learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+class FreezingMixin(torch.nn.Module):
+    """For models whose subclasses say in `trainable_parts` what their policies train."""
+
+    # Freezing policy -> what it trains: dotted segments of parameter names.
+    trainable_parts: dict[str, tuple[str, ...]] = {}
+    # Parts that LoRA adapters go to by default.
+    lora_parts: tuple[str, ...] = ("language_model",)
+
+    def freeze_for_training(self, policy: str = "paper") -> int:
+        """
+        Leaves only the parts that a policy trains with `requires_grad`, and keeps the others in eval mode.
+
+        Args:
+            policy (`str`, *optional*, defaults to `"paper"`): One of the class's `trainable_parts`, or `"full"`.
+
+        Returns:
+            `int`: Trainable parameters.
+        """
+        if policy != "full" and policy not in self.trainable_parts:
+            policies = ", ".join([*self.trainable_parts, "full"])
+            raise ValueError(f"Unknown freezing policy {policy!r}; this model has {policies}.")
+        parts = self.trainable_parts.get(policy, ())
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(policy == "full" or any(f".{part}." in f".{name}." for part in parts))
+        if self.trains_encoder:
+            self.config.encoder_fingerprint = None  # what training changes is another encoder
+        self.train(self.training)
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def train(self, mode: bool = True) -> Any:
+        """Sets training mode, but for modules that are wholly frozen: their dropout and batch statistics stay off."""
+        super().train(mode)
+        if mode:
+            self._rest_frozen(self)
+        return self
+
+    def _rest_frozen(self, module: torch.nn.Module) -> None:
+        for part in module.children():
+            trained = [parameter.requires_grad for parameter in part.parameters()]
+            if any(trained):
+                if not all(trained):
+                    self._rest_frozen(part)
+            elif trained or module is self:
+                part.eval()
+                self._keep_checkpointing(part)
+
+    @staticmethod
+    def _keep_checkpointing(part: torch.nn.Module) -> None:
+        """
+        Lets a frozen part's layers recompute their activations where gradient checkpointing is enabled.
+
+        transformers checkpoints layers in training mode only. Gradients flow through a frozen language model to what
+        is trained in front of it, and its activations are most of the memory. The layer's own flag does not reach its
+        dropout modules; layers that drop out by their own flag (OPT) are left in eval mode.
+        """
+        for layer in part.modules():
+            if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+                drops_out = any("dropout" in name and value for name, value in vars(layer).items())
+                layer.training = not drops_out
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        self.train(self.training)
+
+
+__all__ = ["FreezingMixin"]

@@ -1,0 +1,72 @@
+"""The frozen encoder of a model that retrieves: features and memory keys of photos, and which encoder it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .photo_loading import load_photo
+from .weight_fingerprint import hash_tensors
+
+
+class FrozenEncoderMixin(torch.nn.Module):
+    """For models with a `vision_model` whose outputs a memory keeps as keys."""
+
+    @property
+    def encoder_parts(self) -> tuple[str, ...]:
+        """Names of the frozen parts whose weights decide what memory keys mean."""
+        return ()
+
+    @property
+    def trains_encoder(self) -> bool:
+        """`bool`: Whether a parameter that decides what memory keys mean is being trained."""
+        return any(
+            parameter.requires_grad
+            for name, parameter in self.named_parameters()
+            if name.split(".")[0] in self.encoder_parts
+        )
+
+    @property
+    def encoder_fingerprint(self) -> str | None:
+        """
+        `str`: Identity of the frozen parts that make memory keys; a memory of another encoder does not fit. `None` for
+        a model whose queries are made elsewhere.
+        """
+        if self.config.encoder_fingerprint is not None or not self.encoder_parts:
+            return self.config.encoder_fingerprint
+        state = self.state_dict()
+        return hash_tensors({name: state[name] for name in state if name.split(".")[0] in self.encoder_parts})
+
+    # Photos
+
+    def get_vision_hidden_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Runs the vision encoder alone. Frozen, it gives the same for a photo in every epoch: see `hf-evcap
+        cache-features`.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): From the processor.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`.
+        """
+        pixel_values = pixel_values.to(self.vision_model.device, self.vision_model.dtype)
+        hidden_states = self.vision_model(pixel_values=pixel_values).last_hidden_state
+        if hidden_states.ndim == 4:  # a convolutional tower's (batch, width, rows, columns)
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        return hidden_states
+
+    def get_memory_keys(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What a memory stores for photos, of shape `(batch_size, memory_key_size)`."""
+        raise NotImplementedError(f"{type(self).__name__} makes no keys of photos.")
+
+    @torch.no_grad()
+    def encode_memory_keys(self, processor: Any, images: list[Any]) -> torch.Tensor:
+        """Prepares photos (paths, URLs, PIL images) with the processor and gives their memory keys, on the CPU."""
+        photos = [load_photo(image) for image in images]
+        pixel_values = processor.image_processor(photos, return_tensors="pt")["pixel_values"]
+        return self.get_memory_keys(pixel_values).float().cpu()
+
+
+__all__ = ["FrozenEncoderMixin"]

@@ -1,0 +1,197 @@
+"""A model's folder or Hub repo: weights, config, the tokenizer of what is retrieved, code and memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import PushToHubMixin, cached_file, logging
+
+from .hub_upload import take_hub_arguments
+from .store_files import MANIFEST_NAME
+
+
+logger = logging.get_logger(__name__)
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_PIPELINE_TASKS = ("image-to-text", "image-text-to-text")
+
+
+def class_address(code: type) -> str:
+    """Where a repo that carries the code finds a class: `"module.Class"`."""
+    return f"{code.__module__.split('.')[-1]}.{code.__name__}"
+
+
+def pipeline_entries(pipeline_class: type) -> dict[str, Any]:
+    """What a repo's config says under `custom_pipelines`."""
+    entry = {"impl": class_address(pipeline_class), "pt": ["AutoModelForImageTextToText"]}
+    return {task: entry for task in _PIPELINE_TASKS}
+
+
+class ModelRepoMixin(PushToHubMixin):
+    """
+    For models that carry a memory: `from_pretrained` brings it, `save_pretrained` writes a repo that is complete.
+
+    Subclasses say which class their memory has and in which folder of the repo it lies, and have `memory`,
+    `set_memory` and `check_memory`.
+    """
+
+    memory_class: Any = None
+    memory_folder = "memory"
+    tokenizer_attribute = "name_tokenizer"  # of the tokenizer that reads what is retrieved ...
+    tokenizer_folder = "name_tokenizer"  # ... and where in the repo it lies; the processor's lies in ""
+
+    @classmethod
+    def pipeline_class(cls) -> type:
+        """The pipeline that a saved repo names in its config and carries, for environments without hf_evcap."""
+        from .pipeline_captioning import CaptioningPipeline
+
+        return CaptioningPipeline
+
+    # Loading
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        memory: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Loads a model with its memory.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or a repo id on the Hub.
+            memory (*optional*):
+                Memory to use instead of the model's own: a folder, a repo id such as `"org/name"` or
+                `"org/name@revision"`, or a memory object. `False` loads none.
+            kwargs: Everything that [`~transformers.PreTrainedModel.from_pretrained`] takes.
+        """
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+        subfolder = kwargs.get("subfolder") or ""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if pretrained_model_name_or_path is None:  # only a config and a state dict were given
+            return loaded
+        source = str(pretrained_model_name_or_path)
+        if getattr(model, "_hf_peft_config_loaded", False) and not _has_file(
+            source, os.path.join(subfolder, "config.json"), hub
+        ):
+            source = next(iter(model.peft_config.values())).base_model_name_or_path  # a repo of adapters alone
+            hub.pop("revision", None)
+        model._load_tokenizer(source, subfolder, hub)
+        model._load_memory(source, subfolder, memory, hub)
+        return loaded
+
+    def _load_tokenizer(self, source: str, subfolder: str, hub: dict[str, Any]) -> None:
+        folder = os.path.join(subfolder, self.tokenizer_folder)
+        if _has_file(source, os.path.join(folder, "tokenizer_config.json"), hub):
+            # In the repo's own folder AutoTokenizer would load the config again, and ask whether to trust its code.
+            known = {} if self.tokenizer_folder else {"config": self.config}
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=folder, **known, **hub)
+            setattr(self, self.tokenizer_attribute, tokenizer)
+
+    def _load_memory(self, source: str, subfolder: str, memory: Any, hub: dict[str, Any]) -> None:
+        download = {name: value for name, value in hub.items() if name not in ("force_download", "revision")}
+        if memory is False:
+            return
+        if memory is None:
+            reference = self.config.memory_reference
+            folder = os.path.join(subfolder, self.memory_folder)
+            if reference:
+                memory = self.memory_class.from_pretrained(
+                    reference["repo_id"], revision=reference.get("revision"), **download
+                )
+            elif _has_file(source, f"{folder}/{MANIFEST_NAME}", hub):
+                memory = self.memory_class.from_pretrained(
+                    source, subfolder=folder, repo_type="model", revision=hub.get("revision"), **download
+                )
+        elif isinstance(memory, (str, os.PathLike)):
+            memory = self.memory_class.from_pretrained(memory, **download)
+        if memory is not None:
+            self.set_memory(memory)
+
+    # Saving
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """
+        Saves weights, config, the tokenizer of what is retrieved, code and memory. A memory that came unchanged from
+        the Hub is named by repo id and revision instead of copied.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Made if it does not exist.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Also upload; `repo_id` and the like go to
+                `push_to_hub`.
+            kwargs: Everything that [`~transformers.PreTrainedModel.save_pretrained`] takes.
+        """
+        if push_to_hub:
+            hub = take_hub_arguments(kwargs)
+            self.save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+            if is_main_process:
+                self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+            return
+        unrecorded = self.config.encoder_fingerprint is None
+        if self.encoder_parts and unrecorded:
+            self.config.encoder_fingerprint = self.encoder_fingerprint
+        memory = self._fitting_memory() if unrecorded else self.memory
+        self.config.memory_reference = memory.hub_reference if memory is not None else None
+        pipeline_class = self.pipeline_class()
+        self.config.custom_pipelines = pipeline_entries(pipeline_class)
+        try:
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        finally:
+            del self.config.custom_pipelines  # in this process the pipeline is registered
+            if unrecorded and self.trains_encoder:
+                self.config.encoder_fingerprint = None  # the next step of training changes the encoder again
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        custom_object_save(pipeline_class, folder)
+        tokenizer = getattr(self, self.tokenizer_attribute, None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder / self.tokenizer_folder)
+        if memory is not None and self.config.memory_reference is None:
+            memory.save_pretrained(folder / self.memory_folder)
+        elif (folder / self.memory_folder / MANIFEST_NAME).is_file():
+            shutil.rmtree(folder / self.memory_folder)  # of an earlier save; it would come back at loading
+
+    def _fitting_memory(self) -> Any:
+        """The memory, unless training has since changed the encoder that built it: no model could load it again."""
+        memory = self.memory
+        if memory is None:
+            return None
+        try:
+            for one in getattr(memory, "memories", {"": memory}).values():
+                self.check_memory(one)
+        except ValueError:
+            logger.warning_once(
+                "The encoder was trained, so the memory's keys no longer fit and it is saved without a memory. Build "
+                "one with the trained model: `hf-evcap memory build SOURCE --model DIR --out MEMORY`."
+            )
+            return None
+        return memory
+
+
+def _has_file(source: str, file: str, hub: dict[str, Any]) -> bool:
+    """Whether a folder or Hub repo holds a file."""
+    if os.path.isdir(source):
+        return os.path.isfile(os.path.join(source, file))
+    found = cached_file(
+        source,
+        file,
+        **hub,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+__all__ = ["ModelRepoMixin", "class_address", "pipeline_entries"]
