@@ -15,6 +15,7 @@ from transformers import (
     TextStreamer,
 )
 
+from hf_evcap.cache_name import CACHE, CACHE_NAMES
 from hf_evcap.modeling_evcap import EVCapEncodedImages
 
 
@@ -32,7 +33,8 @@ def test_outputs_hold_no_prompt(tiny_model, inputs):
     assert (ids != 600).all()
 
 
-def test_manual_loop_equals_generate_and_the_cache_changes_nothing(tiny_model, inputs):
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_manual_loop_equals_generate_and_the_cache_changes_nothing(tiny_model, inputs, name):
     generated = tiny_model.generate(**inputs, max_new_tokens=6, eos_token_id=None)
     assert torch.equal(tiny_model.generate(**inputs, max_new_tokens=6, eos_token_id=None, use_cache=False), generated)
     ids, mask, cache = (
@@ -42,17 +44,20 @@ def test_manual_loop_equals_generate_and_the_cache_changes_nothing(tiny_model, i
     )
     whole_ids, new = ids, []
     with torch.no_grad():
-        output = tiny_model(**inputs, past_key_values=cache, use_cache=True)
+        output = tiny_model(**inputs, use_cache=True, **{name: cache})
         for _ in range(6):
             token = output.logits[:, -1:].argmax(-1)
             new.append(token)
             whole_ids, mask = torch.cat([whole_ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
-            output = tiny_model(
-                input_ids=token, attention_mask=mask, past_key_values=output.past_key_values, use_cache=True
-            )
+            output = tiny_model(input_ids=token, attention_mask=mask, use_cache=True, **{name: output[CACHE]})
             without = tiny_model(input_ids=whole_ids, attention_mask=mask, pixel_values=inputs["pixel_values"])
             close(output.logits[:, -1], without.logits[:, -1], 1e-4)
     assert torch.equal(torch.cat(new, 1), generated)
+
+
+def test_a_cache_is_given_once(tiny_model, inputs):
+    with pytest.raises(ValueError, match="two names of one argument"):
+        tiny_model(**inputs, cache=DynamicCache(), past_key_values=DynamicCache())
 
 
 @pytest.mark.parametrize("options", [
@@ -80,7 +85,7 @@ def test_shared_prefill_equals_stock_beams(model_of, inputs, monkeypatch, option
     torch.manual_seed(3)
     shared = model.generate(**inputs, **settings)
     assert sum(prompts) == 4  # once a photo, not once a beam
-    monkeypatch.setattr(type(model), "_shared_prefill", lambda *args: {})
+    monkeypatch.setattr(type(model), "_shared_prefill", lambda *args: None)
     torch.manual_seed(3)
     stock = model.generate(**inputs, **settings)
     assert torch.equal(shared.sequences, stock.sequences)

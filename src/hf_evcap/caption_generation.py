@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin
 
+from .cache_name import CACHE, pop_cache
+
 
 class CaptionGenerationMixin(GenerationMixin):
     """For models whose captions are written by `self.language_model` from an embedded prompt."""
@@ -64,8 +66,11 @@ class CaptionGenerationMixin(GenerationMixin):
             The new tokens, without the prompt.
         """
         inputs = decoder_inputs or {}
-        if "past_key_values" not in kwargs:
-            kwargs.update(self._shared_prefill(inputs_embeds, attention_mask, inputs, kwargs))
+        cache = pop_cache(kwargs)
+        if cache is None:
+            cache = self._shared_prefill(inputs_embeds, attention_mask, inputs, kwargs)
+        if cache is not None:
+            kwargs[CACHE] = cache
         self.language_model.generation_config = self.generation_config
         return self.language_model.generate(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, **inputs, **kwargs
@@ -80,7 +85,7 @@ class CaptionGenerationMixin(GenerationMixin):
         attention_mask: torch.Tensor,
         decoder_inputs: dict[str, torch.Tensor],
         options: dict[str, Any],
-    ) -> dict[str, Cache]:
+    ) -> Cache | None:
         """Runs the prompt but for its last token once a photo and repeats the cache for the beams that share it."""
         generation_config = options.get("generation_config") or self.generation_config
 
@@ -91,22 +96,22 @@ class CaptionGenerationMixin(GenerationMixin):
         copies = max(option("num_beams", 1), option("num_return_sequences", 1))
         plain = option("use_cache", True) and option("cache_implementation", None) in (None, "dynamic")
         if copies == 1 or not plain or inputs_embeds.shape[1] < 2 or options.get("assistant_model") is not None:
-            return {}
+            return None
         cache = self._empty_cache()
         self_attention = getattr(cache, "self_attention_cache", cache)
         if not all(hasattr(layer, "batch_repeat_interleave") for layer in self_attention.layers):
-            return {}  # layers that keep a state instead of keys and values
+            return None  # layers that keep a state instead of keys and values
         mask = attention_mask[:, :-1]
         self.language_model.base_model(
             inputs_embeds=inputs_embeds[:, :-1],
             attention_mask=mask,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
             **decoder_inputs,
             **self.position_inputs(mask, None, mask.shape[1]),
         )
         cache.batch_repeat_interleave(copies)
-        return {"past_key_values": cache}
+        return cache
 
 
 __all__ = ["CaptionGenerationMixin"]

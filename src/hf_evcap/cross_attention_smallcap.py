@@ -12,6 +12,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 from transformers.pytorch_utils import Conv1D
 
+from .cache_name import CACHE, takes_cache
 from .configuration_smallcap import SmallCapConfig
 
 
@@ -52,24 +53,24 @@ class SmallCapOPTCrossAttention(nn.Module):
         return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def forward(
-        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, past_key_values: Cache | None = None
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, cache: Cache | None = None
     ) -> torch.Tensor:
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Of the decoder.
             encoder_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, encoder_hidden_size)`): Photos.
-            past_key_values (`EncoderDecoderCache`, *optional*): Keeps the photos' keys and values.
+            cache (`EncoderDecoderCache`, *optional*): Keeps the photos' keys and values.
         """
-        cache: Any = past_key_values if isinstance(past_key_values, EncoderDecoderCache) else None
-        if cache is not None and cache.is_updated.get(self.layer_idx):
-            layer = cache.cross_attention_cache.layers[self.layer_idx]
+        kept: Any = cache if isinstance(cache, EncoderDecoderCache) else None
+        if kept is not None and kept.is_updated.get(self.layer_idx):
+            layer = kept.cross_attention_cache.layers[self.layer_idx]
             keys, values = layer.keys, layer.values
         else:
             keys = self._heads(self.k_proj(encoder_hidden_states))
             values = self._heads(self.v_proj(encoder_hidden_states))
-            if cache is not None:
-                keys, values = cache.cross_attention_cache.update(keys, values, self.layer_idx)
-                cache.is_updated[self.layer_idx] = True
+            if kept is not None:
+                keys, values = kept.cross_attention_cache.update(keys, values, self.layer_idx)
+                kept.is_updated[self.layer_idx] = True
         attended = nn.functional.scaled_dot_product_attention(
             self._heads(self.q_proj(hidden_states)),
             keys,
@@ -90,29 +91,28 @@ class SmallCapOPTDecoderLayer(OPTDecoderLayer):
             self.embed_dim, elementwise_affine=config.text_config.layer_norm_elementwise_affine
         )
 
+    @takes_cache
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Args as those of OPT's layer, and `encoder_hidden_states`, the photos."""
-        own_cache = past_key_values
-        if isinstance(past_key_values, EncoderDecoderCache):
-            own_cache = past_key_values.self_attention_cache
+        own_cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         norm = self.self_attn_layer_norm
         # Before the norm where it comes first (125m, 1.3b, ...), after it in OPT-350m.
         attended, _ = self.self_attn(
             hidden_states=norm(hidden_states) if self.do_layer_norm_before else hidden_states,
             attention_mask=attention_mask,
-            past_key_values=own_cache,
+            **{CACHE: own_cache},
             **kwargs,
         )
         hidden_states = hidden_states + self._dropped(attended)
         if encoder_hidden_states is not None:
-            seen = self.crossattention(self.ln_cross_attn(hidden_states), encoder_hidden_states, past_key_values)
+            seen = self.crossattention(self.ln_cross_attn(hidden_states), encoder_hidden_states, cache)
             hidden_states = hidden_states + self._dropped(seen)
         if not self.do_layer_norm_before:
             hidden_states = norm(hidden_states)
@@ -133,11 +133,12 @@ class SmallCapOPTForCausalLM(OPTForCausalLM):
             self.model.decoder.layers[number] = SmallCapOPTDecoderLayer(config, number)
         self.post_init()
 
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         position_ids: torch.LongTensor | None = None,
@@ -146,12 +147,12 @@ class SmallCapOPTForCausalLM(OPTForCausalLM):
     ) -> CausalLMOutputWithPast:
         """Args as those of [`OPTForCausalLM`], and `encoder_hidden_states`, the photos."""
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        if use_cache and not isinstance(past_key_values, EncoderDecoderCache):
-            past_key_values = empty_cache(self.config, past_key_values)
+        if use_cache and not isinstance(cache, EncoderDecoderCache):
+            cache = empty_cache(self.config, cache)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             position_ids=position_ids,

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, Cache, LogitsProcessorList, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerEncoder, Blip2QFormerModel, Blip2VisionModel
 from transformers.utils import ModelOutput, logging
 
+from .cache_name import CACHE, CACHE_NAMES, takes_cache
 from .caption_generation import CaptionGenerationMixin
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_evcap import EVCapConfig
@@ -61,23 +63,18 @@ class EVCapEncodedImages(ModelOutput):
 
 
 @dataclass
-class EVCapOutput(ModelOutput):
+class EVCapOutput(CausalLMOutputWithPast):
     """
     Output of [`EVCapForConditionalGeneration`].
 
     Args:
         loss (`torch.Tensor` of shape `(1,)`, *optional*): Next-token cross-entropy, where labels are given.
         logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`): Prediction scores.
-        past_key_values (`Cache`, *optional*): The language model's cache.
+        cache, or past_key_values before transformers 5.24 (`Cache`, *optional*): The language model's cache.
         hidden_states, attentions (`tuple`, *optional*): The language model's, where asked for.
         names ([`EVCapRetrievedNames`], *optional*): Names retrieved for the photos.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     names: EVCapRetrievedNames | None = None
 
 
@@ -168,7 +165,7 @@ class EVCapPreTrainedModel(RetrievalPreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["Blip2EncoderLayer", "Blip2QFormerLayer", "EVCapNameEmbeddings"]
     _keep_in_fp32_modules_strict = ["query_tokens", "name_query_tokens", "qformer", "fusion_qformer", "vision_space"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
 
     memory_class = VisualNameMemory
     retrieved_field = "retrieved_names"
@@ -487,13 +484,14 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             )
         return embeddings.masked_scatter(is_image[..., None], prefix.to(embeddings.device, embeddings.dtype))
 
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         vision_hidden_states: torch.Tensor | None = None,
@@ -511,6 +509,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
                 Photos already encoded by the vision encoder.
             names ([`EVCapRetrievedNames`] or `list[list[str]]`, *optional*): Names to use instead of retrieving.
             exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*): See [`retrieve_names`].
+            cache (`Cache`, *optional*): The language model's, of the tokens before; also `past_key_values`.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Tokens to predict, -100 where there is nothing to learn; shifted inside.
             kwargs: Passed to the language model (`use_cache`, `output_attentions`, ...) and the loss.
@@ -527,7 +526,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             **self.position_inputs(attention_mask, position_ids, inputs_embeds.shape[1]),
             **kwargs,
         )
@@ -536,14 +535,8 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             vocab_size = outputs.logits.shape[-1]
             items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
             loss = self.loss_function(logits=outputs.logits, labels=labels, vocab_size=vocab_size, **items)
-        return EVCapOutput(
-            loss=loss,
-            logits=outputs.logits,
-            past_key_values=outputs.get("past_key_values"),
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-            names=encoded.names,
-        )
+        asked_for = {name: outputs.get(name) for name in (CACHE, "hidden_states", "attentions")}
+        return EVCapOutput(loss=loss, logits=outputs.logits, names=encoded.names, **asked_for)
 
     @torch.no_grad()
     def generate(

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, Cache
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.utils import ModelOutput, logging
 
+from .cache_name import CACHE, CACHE_NAMES, takes_cache
 from .caption_generation import CaptionGenerationMixin
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_smallcap import SmallCapConfig
@@ -61,7 +63,7 @@ class SmallCapEncodedImages(ModelOutput):
 
 
 @dataclass
-class SmallCapOutput(ModelOutput):
+class SmallCapOutput(CausalLMOutputWithCrossAttentions):
     """
     Output of [`SmallCapForConditionalGeneration`].
 
@@ -69,17 +71,12 @@ class SmallCapOutput(ModelOutput):
         loss (`torch.Tensor` of shape `(1,)`, *optional*): Next-token cross-entropy, where labels are given.
         logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`): Prediction scores; of the caption
             and the token before it only, where the model made the prompt.
-        past_key_values (`Cache`, *optional*): Keys and values of the decoder and of the photos.
+        cache, or past_key_values before transformers 5.24 (`Cache`, *optional*): Keys and values of the decoder and
+            of the photos.
         hidden_states, attentions, cross_attentions (`tuple`, *optional*): The decoder's, where asked for.
         captions ([`SmallCapRetrievedCaptions`], *optional*): Captions that the prompts hold.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
     captions: SmallCapRetrievedCaptions | None = None
 
 
@@ -95,7 +92,7 @@ class SmallCapPreTrainedModel(RetrievalPreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["CLIPEncoderLayer", "GPT2Block", "SmallCapOPTDecoderLayer"]
     _keep_in_fp32_modules_strict = ["vision_space"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
 
     memory_class = CaptionDatastore
     memory_folder = "datastore"
@@ -420,13 +417,14 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
 
     # The decoder
 
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         vision_hidden_states: torch.Tensor | None = None,
@@ -445,6 +443,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
             pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*): Photos.
             vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`, *optional*):
                 Photos already encoded; these or `pixel_values` are needed with a cache, too.
+            cache (`Cache`, *optional*): The decoder's, of the tokens before; also `past_key_values`.
             labels (`torch.LongTensor`, *optional*):
                 Without `input_ids` the captions' tokens `(batch_size, caption_length)` from the processor; with them
                 tokens to predict `(batch_size, sequence_length)`, shifted inside. -100 where there is none.
@@ -471,7 +470,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             encoder_hidden_states=self._decoder_features(encoded.vision_hidden_states),
             **self.position_inputs(attention_mask, position_ids, inputs_embeds.shape[1]),
             **kwargs,
@@ -481,15 +480,8 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
             logits = outputs.logits
             labels = labels[:, -logits.shape[1] :]
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **items)
-        return SmallCapOutput(
-            loss=loss,
-            logits=outputs.logits,
-            past_key_values=outputs.get("past_key_values"),
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-            cross_attentions=outputs.get("cross_attentions"),
-            captions=encoded.captions,
-        )
+        asked_for = {name: outputs.get(name) for name in (CACHE, "hidden_states", "attentions", "cross_attentions")}
+        return SmallCapOutput(loss=loss, logits=outputs.logits, captions=encoded.captions, **asked_for)
 
     def _decoder_features(self, vision_hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.get_input_embeddings().weight

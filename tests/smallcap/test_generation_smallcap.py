@@ -7,6 +7,8 @@ import torch
 from tiny_smallcap import DECODERS, make_model
 from transformers import GenerationConfig
 
+from hf_evcap.cache_name import CACHE, CACHE_NAMES
+
 
 OPTIONS = {
     "greedy": {"num_beams": 1},
@@ -52,19 +54,20 @@ def test_batch_of_eight_equals_eight_singles(model, pixels):
 def test_shared_prefill_equals_stock_beams(model, pixels, monkeypatch):
     options = {"num_beams": 4, "return_dict_in_generate": True, "output_scores": True}
     shared = model.generate(pixels[:3], **options)
-    monkeypatch.setattr(type(model), "_shared_prefill", lambda *args: {})
+    monkeypatch.setattr(type(model), "_shared_prefill", lambda *args: None)
     stock = model.generate(pixels[:3], **options)
     assert torch.equal(shared.sequences, stock.sequences)
     assert torch.allclose(shared.sequences_scores, stock.sequences_scores, atol=1e-4)
 
 
-def test_cached_steps_equal_one_pass(model, pixels):
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_cached_steps_equal_one_pass(model, pixels, name):
     """Logits token by token, the photo's keys and values taken from the cache, equal those of a whole pass."""
     ids, mask, _ = model.tokenize_prompts([["a cat"], ["two dogs play with a ball", "a red bus"]])
     with torch.no_grad():
         whole = model(input_ids=ids, attention_mask=mask, pixel_values=pixels[:2]).logits
         start = model(input_ids=ids[:, :-2], attention_mask=mask[:, :-2], pixel_values=pixels[:2], use_cache=True)
-        cache, found = start.past_key_values, [start.logits[:, -1]]
+        cache, found = start[CACHE], [start.logits[:, -1]]
         shapes = [tuple(layer.keys.shape) for layer in cache.cross_attention_cache.layers]
         for place in (-2, -1):
             stop = ids.shape[1] + place + 1
@@ -72,8 +75,8 @@ def test_cached_steps_equal_one_pass(model, pixels):
                 input_ids=ids[:, stop - 1 : stop],
                 attention_mask=mask[:, :stop],
                 vision_hidden_states=torch.zeros(2, 17, 24),  # not read: the cache has them
-                past_key_values=cache,
                 use_cache=True,
+                **{name: cache},
             )
             found.append(step.logits[:, -1])
     assert shapes == [(2, 2, 17, 4)] * 2  # narrow heads: 16 / 4
