@@ -31,11 +31,10 @@ from transformers.utils import logging
 
 from hf_evcap import EVCapConfig, EVCapForConditionalGeneration, EVCapProcessor, VisualNameMemory
 from hf_evcap.caption_data import load_caption_data
-from hf_evcap.training.caption_collator import PhotoCaptionCollator
-from hf_evcap.training.caption_examples import CaptionExamples
-from hf_evcap.training.freezing import apply_policy
-from hf_evcap.training.vision_cache import VisionFeatureCache
-from hf_evcap.training.vision_cache_building import build_feature_cache
+from hf_evcap.training.feature_cache import VisionFeatureCache, build_feature_cache
+from hf_evcap.training.fine_tuning.caption_collator import PhotoCaptionCollator
+from hf_evcap.training.fine_tuning.caption_examples import CaptionExamples
+from hf_evcap.training.fine_tuning.freezing import apply_policy
 
 
 # Dense bfloat16 TFLOP/s from the makers' data sheets, by a part of the device's name.

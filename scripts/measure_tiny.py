@@ -17,8 +17,8 @@ from pathlib import Path
 import yaml
 
 from hf_evcap.hub.model_card import write_model_card
-from hf_evcap.training.tiny_card import card_facts, contact_sheet
-from hf_evcap.training.tiny_measurements import TinyMeasurements
+from hf_evcap.training.from_scratch.tiny_card import card_facts, contact_sheet
+from hf_evcap.training.from_scratch.tiny_measurements import TinyMeasurements
 
 
 def main() -> None:

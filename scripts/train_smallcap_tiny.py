@@ -18,7 +18,7 @@ import torch
 import yaml
 from transformers.utils import logging
 
-from hf_evcap.training.smallcap_tiny import SmallCapTiny
+from hf_evcap.training.from_scratch.smallcap_tiny import SmallCapTiny
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ import torch
 import yaml
 from transformers.utils import logging
 
-from hf_evcap.training.tiny_export import export_captioner
-from hf_evcap.training.tiny_recipe import TinyRecipe
+from hf_evcap.training.from_scratch.tiny_export import export_captioner
+from hf_evcap.training.from_scratch.tiny_recipe import TinyRecipe
 
 
 def vision_weights(given: str | None) -> Path:

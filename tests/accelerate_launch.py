@@ -14,12 +14,13 @@ CONFIGS = Path(__file__).parents[1] / "hub_configs" / "accelerate"
 def launch(*command: str, config: str = "cpu.yaml", timeout: int = 300) -> str:
     """Args: command (`str`): What follows `accelerate launch --config_file ...`. Returns what was printed."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
+    code = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [*launcher, "--main_process_port", "0", *command],
         capture_output=True,
         text=True,
         timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": code},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -7,7 +7,7 @@ import torch
 
 from hf_evcap import EVCapConfig, EVCapForConditionalGeneration
 from hf_evcap.spelling_evcap import EVCapSpelling
-from hf_evcap.training.caption_tokenizer import train_caption_tokenizer
+from hf_evcap.training.from_scratch.caption_tokenizer import train_caption_tokenizer
 
 
 CORPUS = ["a brown dog runs in the snow, a man's dog", "a man in a t-shirt rides a horse", "a child plays a ball"] * 9

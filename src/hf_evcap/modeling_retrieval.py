@@ -18,7 +18,7 @@ class RetrievalPreTrainedModel(ModelPublishingMixin, FreezingMixin, FrozenEncode
     retrieved_field = ""  # of the pipeline's answer: what was retrieved for a photo
     rebuild_hint = ""  # how to make a memory that fits, for messages
     retrieval_arguments: tuple[str, ...] = ("memory",)  # of `encode_images`, which a pipeline's call may give
-    # In training mode, draws what is kept of what was retrieved; see `training.retrieval_in_training`.
+    # In training mode, draws what is kept of what was retrieved; see `training.fine_tuning.retrieval_in_training`.
     training_retrieval: Any = None
 
     def set_memory(self, memory: Any) -> None:

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from ..caption_data import load_caption_data
     from ..processes import process_state
-    from ..training.vision_cache_building import build_feature_cache
+    from ..training.feature_cache import build_feature_cache
 
     processes = process_state()
     photos = load_caption_data(

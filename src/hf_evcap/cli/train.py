@@ -21,7 +21,7 @@ def make_parser() -> HfArgumentParser:
     """Makes the verb's parser."""
     from transformers import HfArgumentParser
 
-    from ..training.training_arguments import (
+    from ..training.fine_tuning.training_arguments import (
         CaptionTrainingArguments,
         DataArguments,
         ModelArguments,
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name:<16} {what}")
         return 0
     model, data, training, retrieval = parse_arguments(argv)
-    from ..training.run_training import run_training
+    from ..training.fine_tuning.run_training import run_training
 
     run_training(model, data, training, retrieval, report=print)
     return 0

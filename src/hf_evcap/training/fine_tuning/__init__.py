@@ -1,0 +1,1 @@
+"""Training any model on captioned photos: data, freezing policies, the trainer, and whole runs from arguments."""

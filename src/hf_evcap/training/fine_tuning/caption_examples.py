@@ -1,0 +1,260 @@
+"""Photos with their captions as training examples: which caption in which epoch, and what happens to bad ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import pyarrow
+import torch
+from transformers.utils import logging
+
+from ...photo_loading import load_photo
+
+
+logger = logging.get_logger(__name__)
+
+CAPTION_CHOICES = ("one", "all", "first")
+
+
+class _CheckedCaptions:
+    """What both kinds of examples share: checks of captions and photos, and the count of those left out."""
+
+    def __init__(
+        self, processor: Any, captions: str, max_caption_length: int | None, truncate: bool, on_error: str, seed: int
+    ) -> None:
+        if captions not in CAPTION_CHOICES:
+            raise ValueError(f"`captions` must be one of {', '.join(CAPTION_CHOICES)}; got {captions!r}.")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"`on_error` must be raise or skip; got {on_error!r}.")
+        self.processor = processor
+        self.captions = captions
+        self.max_caption_length = max_caption_length
+        self.truncate = truncate
+        self.on_error = on_error
+        self.seed = seed
+        # Shared memory, so that worker processes see the epoch and this process sees what they left out.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        self._skipped_captions = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tells the epoch, from which `captions="one"` draws."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def skipped_captions(self) -> int:
+        """`int`: Captions left out so far, empty ones and those over the limit."""
+        return int(self._skipped_captions)
+
+    def _usable(self, captions: Any, label: str) -> list[str]:
+        """The captions of a photo that can be learned; raises or counts for the others."""
+        captions = [captions] if isinstance(captions, str) else list(captions or [])
+        if not captions and self.on_error == "raise":
+            raise ValueError(f"{label} has no caption. Give it one, or leave such photos out with on_error='skip'.")
+        usable = []
+        for caption in captions:
+            problem = self._problem(caption)
+            if problem is None:
+                usable.append(caption.strip())
+            elif self.on_error == "raise":
+                raise ValueError(f"{label}: {problem}, or leave such captions out with on_error='skip'.")
+            else:
+                self._skipped_captions += 1
+                logger.warning(f"Caption left out. {label}: {problem}.")
+        return usable[:1] if self.captions == "first" else usable
+
+    def _problem(self, caption: Any) -> str | None:
+        if not isinstance(caption, str):
+            return f"a caption is {type(caption).__name__} instead of text; correct it"
+        if not caption.strip():
+            return "a caption is empty; write one"
+        limit = self.max_caption_length
+        if limit is None or self.truncate or len(caption.encode()) < limit:  # a token is a byte at least
+            return None
+        length = len(self.processor.encode_caption(caption.strip()))
+        if length <= limit:
+            return None
+        return (
+            f"the caption {caption[:40]!r}... has {length} tokens, the limit is {limit}; raise max_caption_length, "
+            "cut such captions with truncate_captions"
+        )
+
+    def _choose(self, captions: list[str], row: Any) -> str:
+        return random.Random(f"{self.seed}-{int(self._epoch)}-{row}").choice(captions)
+
+    def _load(self, row: dict[str, Any], label: str) -> dict[str, Any]:
+        """The row with its photo opened, unless it brings the encoder's features."""
+        if "vision_hidden_states" in row:
+            return row
+        try:
+            if row.get("image") is None:
+                raise FileNotFoundError("There is no photo.")
+            return {**row, "image": load_photo(row["image"])}
+        except OSError as error:  # also of a missing file
+            raise type(error)(f"{label}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{label}: {error}") from error
+
+
+def _label(number: int, image_id: Any) -> str:
+    return f"Photo {number} of the dataset" + (f" (image_id {image_id!r})" if image_id is not None else "")
+
+
+def _undecoded(dataset: Any) -> Any:
+    """The dataset with photos as bytes or paths: a damaged one is then named instead of breaking the row access."""
+    if isinstance((dataset.features or {}).get("image"), datasets.Image):
+        return dataset.cast_column("image", datasets.Image(decode=False))
+    return dataset
+
+
+def _check_columns(dataset: Any) -> None:
+    columns = dataset.column_names
+    if columns is not None and ("captions" not in columns or not {"image", "vision_hidden_states"} & set(columns)):
+        raise ValueError(f"The dataset must have columns `image` and `captions`; it has {', '.join(columns)}.")
+
+
+class CaptionExamples(_CheckedCaptions, torch.utils.data.Dataset):
+    """
+    Examples of a dataset of captioned photos.
+
+    Args:
+        dataset (`datasets.Dataset`): Columns `image` (or `vision_hidden_states`), `captions` and optionally
+            `image_id`.
+        processor: The model's; tells how many tokens a caption has.
+        captions (`str`, *optional*, defaults to `"all"`): `"all"`: an example for each photo and caption. `"one"`: an
+            example a photo, its caption drawn anew in each epoch. `"first"`: each photo with its first caption.
+        max_caption_length (`int`, *optional*): Tokens of a caption at most, with its end.
+        truncate (`bool`, *optional*, defaults to `False`): Longer captions are good, the collator cuts them.
+        on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out captions that are empty or too long,
+            and photos that cannot be read, and counts them; the next photo stands in for one that cannot be read.
+        seed (`int`, *optional*, defaults to 0): Of the draw of captions.
+
+    Raises:
+        ValueError, FileNotFoundError: A caption or photo is bad; the error names the row and its image id.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        processor: Any,
+        captions: str = "all",
+        max_caption_length: int | None = None,
+        truncate: bool = False,
+        on_error: str = "raise",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(processor, captions, max_caption_length, truncate, on_error, seed)
+        _check_columns(dataset)
+        self.dataset = _undecoded(dataset)
+        texts = self.dataset.select_columns(["captions"])[:]["captions"]
+        ids = self.dataset.select_columns(["image_id"])[:]["image_id"] if "image_id" in dataset.column_names else None
+        self.references = {
+            row: self._usable(text, _label(row, ids[row] if ids else None)) for row, text in enumerate(texts)
+        }
+        self.references = {row: usable for row, usable in self.references.items() if usable}
+        if captions == "all":
+            self.items = [(row, number) for row, usable in self.references.items() for number in range(len(usable))]
+        else:
+            self.items = [(row, 0) for row in self.references]
+        if not self.items:
+            raise ValueError(f"None of the {len(texts)} photos of the dataset has a caption that can be used.")
+        self._unreadable = torch.zeros(len(texts), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def skipped_photos(self) -> int:
+        """`int`: Photos that could not be read so far."""
+        return int(self._unreadable.sum())
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        for place in range(len(self.items)):
+            row, number = self.items[(item + place) % len(self.items)]
+            if self._unreadable[row]:
+                continue
+            content = self.dataset[row]
+            try:
+                example = self._load(content, _label(row, content.get("image_id")))
+            except (OSError, ValueError) as error:
+                if self.on_error == "raise":
+                    raise
+                logger.warning(f"Photo left out. {error}")
+                self._unreadable[row] = True
+                continue
+            usable = self.references[row]
+            caption = self._choose(usable, row) if self.captions == "one" else usable[number]
+            return {**example, "row": row, "caption": caption}
+        raise ValueError(f"None of the {len(self._unreadable)} photos of the dataset can be read.")
+
+
+class StreamedCaptionExamples(_CheckedCaptions, torch.utils.data.IterableDataset):
+    """
+    Examples of a streamed dataset, pass after pass without an end; training ends by `max_steps`.
+
+    Args:
+        dataset (`datasets.IterableDataset`): As for [`CaptionExamples`]; shuffle it before.
+        processor, captions, max_caption_length, truncate, on_error, seed: As for [`CaptionExamples`].
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        processor: Any,
+        captions: str = "all",
+        max_caption_length: int | None = None,
+        truncate: bool = False,
+        on_error: str = "raise",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(processor, captions, max_caption_length, truncate, on_error, seed)
+        _check_columns(dataset)
+        self.dataset = _undecoded(dataset)
+        self._unreadable = torch.zeros((), dtype=torch.long).share_memory_()
+
+    @property
+    def skipped_photos(self) -> int:
+        """`int`: Photos that could not be read so far, in all passes."""
+        return int(self._unreadable)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Does nothing: the passes are counted here, so that a resumed run finds its place in any of them."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for epoch in range(2**31):
+            self._epoch.fill_(epoch)
+            self.dataset.set_epoch(epoch)
+            found = False
+            for example in self._one_pass():
+                found = True
+                yield example
+            if not found:
+                raise ValueError("The stream ended without a single photo and caption that can be used.")
+
+    def _one_pass(self) -> Iterator[dict[str, Any]]:
+        for row, content in enumerate(self._rows()):
+            label = _label(row, content.get("image_id"))
+            usable = self._usable(content["captions"], label)
+            if not usable:
+                continue
+            try:
+                example = self._load(content, label)
+            except (OSError, ValueError) as error:
+                if self.on_error == "raise":
+                    raise
+                logger.warning(f"Photo left out. {error}")
+                self._unreadable += 1
+                continue
+            for caption in usable if self.captions == "all" else [self._choose(usable, row)]:
+                yield {**example, "row": row, "caption": caption}
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        count = 0
+        try:
+            for content in self.dataset:
+                yield content
+                count += 1
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(f"The stream is damaged after {count} photos: {error}. Fetch the data anew.") from error
