@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -56,3 +58,14 @@ def test_built_package_captions(tmp_path):
     photo = ROOT / "src" / "hf_evcap" / "assets" / "photos" / "cat.jpg"
     caption = run(scripts / "hf-evcap", "caption", photo, folder=tmp_path)
     assert {"cat", "tabby"} & set(caption.split())
+    listed = run(scripts / "hf-evcap", "configs", folder=tmp_path)
+    assert "evcap-vicuna-13b" in listed and "memories/lvis" in listed and "evcap-paper" in listed
+    place = Path(run(scripts / "hf-evcap", "configs", "evcap-vicuna-13b", folder=tmp_path).strip())
+    assert place.is_relative_to(tmp_path.resolve()) and (place / "config.json").is_file()
+
+    metadata = importlib.metadata.PathDistribution(next((packages).glob("hf_evcap-*.dist-info")))
+    assert metadata.metadata["License-Expression"] == "Apache-2.0 AND LicenseRef-flickr8k-imagenet-noncommercial"
+    assert {"LICENSE", "src/hf_evcap/assets/evcap-tiny/LICENSE"} <= set(metadata.metadata.get_all("License-File"))
+    assert not re.findall(r"\]\((?!https?://)", metadata.metadata.get_payload()), (
+        "PyPI shows README: no relative links"
+    )

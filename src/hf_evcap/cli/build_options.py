@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..hub.ready_configs import find_config, list_configs
+
 
 def add_build_options(
     parser: argparse.ArgumentParser,
@@ -26,7 +28,9 @@ def add_build_options(
 
 
 def follow_recipe(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Takes SOURCE and the options that were not given from a recipe, where SOURCE is one."""
+    """Takes SOURCE and the options that were not given from a recipe, where SOURCE is one or names one."""
+    if arguments.source in list_configs():
+        arguments.source = str(Path(find_config(arguments.source)) / "recipe.yaml")
     if Path(arguments.source).suffix.lower() not in (".yaml", ".yml"):
         return arguments
     import yaml

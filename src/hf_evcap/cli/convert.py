@@ -21,7 +21,10 @@ def make_parser() -> argparse.ArgumentParser:
     evcap.add_argument("checkpoint", help="the reference's checkpoint file")
     evcap.add_argument("--out", required=True, help="folder for the converted model, processor and memory")
     evcap.add_argument("--memory", help="the reference's ext_memory.pkl, or a memory folder or Hub id")
-    evcap.add_argument("--config", help="EVCapConfig as a JSON file, folder or Hub id (default: the paper's)")
+    evcap.add_argument(
+        "--config",
+        help="EVCapConfig as a JSON file, folder, Hub id or name of `hf-evcap configs` (default: the paper's)",
+    )
     evcap.add_argument("--llm-tokenizer", help="folder, tokenizer.model or Hub id (default: --language-model's)")
     evcap.add_argument(
         "--name-tokenizer",
@@ -87,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         load_evcap_memory,
         load_smallcap_datastore,
     )
+    from ..hub.ready_configs import find_config
 
     if arguments.kind == "memory":
         memory = load_evcap_memory(arguments.pickle)
@@ -113,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     model, processor = convert_evcap(
         arguments.checkpoint,
-        config=arguments.config,
+        config=arguments.config and find_config(arguments.config),
         llm_tokenizer=arguments.llm_tokenizer,
         name_tokenizer=arguments.name_tokenizer,
         memory=arguments.memory,

@@ -15,6 +15,7 @@ DESCRIPTION = """Build a datastore. SOURCE is one of
   a .jsonl, .csv or .parquet file    with a column of captions and maybe one of image ids
   a datastore     its captions are encoded anew
   a .yaml file    a recipe: `source` and any of the options below, by name with _ for -; options given here win
+  datastores/coco a recipe of the package, by its name in `hf-evcap configs`
   anything else   a dataset on the Hub
 
 With --clip the keys are the captions' own: photos are not needed. With --model they are those of the photos that the

@@ -18,6 +18,7 @@ VERBS = {
     "evaluate": ("evaluate", "caption a dataset and score the captions"),
     "convert": ("convert", "convert the reference implementation's checkpoints and memories"),
     "push": ("push", "publish a model, memory, datastore, metric or Space on the Hub"),
+    "configs": ("configs", "list, find or copy the configurations that come with the package"),
     "env": ("environment", "print versions for a bug report"),
 }
 

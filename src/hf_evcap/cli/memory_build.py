@@ -19,6 +19,7 @@ DESCRIPTION = """Build a memory from named photos. SOURCE is one of
   a .csv, .tsv or .jsonl file    with columns of the photos' paths or URLs and their names
   a .json file    of LVIS or COCO annotations: crops of boxes, at most --photos-per-name a name (needs --images)
   a .yaml file    a recipe: `source` and any of the options below, by name with _ for -; options given here win
+  memories/lvis   a recipe of the package, by its name in `hf-evcap configs`
   anything else   a dataset on the Hub, or a folder that `datasets` can load (with --dataset)
 
 A build that was interrupted goes on when the same command is given again. `accelerate launch -m hf_evcap.cli.main

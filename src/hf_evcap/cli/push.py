@@ -19,7 +19,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder (also those of hub_configs/) or a Hub id; 'default' for the embedded model; a metric's name",
+        help="a folder, a Hub id or a name of `hf-evcap configs`; 'default' for the embedded model; a metric's name",
     )
     parser.add_argument("repo", metavar="REPO", help="where to, such as user/name")
     parser.add_argument(

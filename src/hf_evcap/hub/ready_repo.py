@@ -22,6 +22,7 @@ from ..model_publishing import WEIGHT_FILES
 from ..model_repo import class_address, pipeline_entries
 from .card_facts import RESULTS_NAME
 from .model_card import write_model_card
+from .ready_configs import find_config
 
 
 STORES = {"memory": VisualNameMemory, "datastore": CaptionDatastore}
@@ -90,6 +91,7 @@ def prepare_repo(kind: str, source: str, target: Path, repo_id: str, card: Path 
 
 
 def _local_folder(source: str, repo_type: str) -> Path:
+    source = find_config(source)
     if os.path.isdir(source):
         return Path(source)
     repo_id, _, revision = source.partition("@")
