@@ -21,7 +21,7 @@ KILLED_AFTER = 3
 _KILL = f"""
 import os, signal, sys
 from hf_evcap.cli.main import main
-from hf_evcap.memory_building.resumable_shards import ResumableShards
+from hf_evcap.resumable_shards import ResumableShards
 
 written, write = [], ResumableShards.write
 

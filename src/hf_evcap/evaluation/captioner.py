@@ -13,8 +13,8 @@ import datasets
 import torch
 from tqdm import tqdm
 
-from ..memory_building.resumable_shards import ResumableShards
 from ..processes import process_state
+from ..resumable_shards import ResumableShards
 from ..weight_fingerprint import hash_tensors
 from .variants import Variant, applied, number_field, retrieve_nothing
 

@@ -19,11 +19,11 @@ from transformers.utils import logging
 
 from ..memory_evcap import VisualNameMemory
 from ..photo_loading import hash_photo, load_photo
+from ..resumable_shards import ResumableShards
 from ..store_files import read_columns
 from ..store_keys import KeyBuffer, KeyRows
 from ..store_photos import encode_photos, hash_preprocessing
 from .photo_sources import NamedPhotos
-from .resumable_shards import ResumableShards
 
 
 logger = logging.get_logger(__name__)

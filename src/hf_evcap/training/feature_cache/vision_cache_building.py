@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ... import __version__
-from ...memory_building.resumable_shards import PLAN_NAME, ResumableShards
 from ...photo_loading import hash_photo, load_photo
+from ...resumable_shards import PLAN_NAME, ResumableShards
 from .vision_cache import (
     CACHE_FORMAT,
     CACHE_MANIFEST,

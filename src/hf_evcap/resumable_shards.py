@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..processes import process_state
+from .processes import process_state
 
 
 PLAN_NAME = "plan.json"
