@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     """Makes a cache."""
     arguments = make_parser().parse_args(argv)
 
+    import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     import hf_evcap
@@ -86,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     model = AutoModelForImageTextToText.from_pretrained(source, revision=arguments.revision, memory=False, dtype=dtype)
     if not hasattr(model, "get_vision_hidden_states"):
         raise ValueError(f"{source} is {type(model).__name__}; features are cached for EVCap and SmallCap.")
-    model.vision_model.to(processes.device)  # the language model stays where it is
+    # The language model stays where it is. Convolutions of an encoder run up to three times faster channels last.
+    model.vision_model.to(processes.device, memory_format=torch.channels_last)
     processor = AutoProcessor.from_pretrained(source, revision=arguments.revision)
     report = build_feature_cache(
         model,
