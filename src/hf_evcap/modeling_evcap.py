@@ -174,6 +174,7 @@ class EVCapPreTrainedModel(RetrievalPreTrainedModel):
     trainable_parts = {
         "paper": ("query_tokens", "name_query_tokens", "language_projection"),
         "fusion": ("query_tokens", "name_query_tokens", "language_projection", "fusion_qformer"),
+        "qformers": ("query_tokens", "name_query_tokens", "language_projection", "fusion_qformer", "qformer"),
     }
 
     @property

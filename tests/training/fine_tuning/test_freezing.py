@@ -63,8 +63,25 @@ def test_counts_by_part(model):
     assert len(lines) == 1 + len(trained)
 
 
+def test_qformers_policy_trains_all_but_encoder_and_language_model(model):
+    counts = count_trainable(apply_policy(model, "qformers"))
+    assert {part for part, (count, _) in counts.items() if not count} == {"vision_model", "language_model"}
+    assert all(count == total for part, (count, total) in counts.items() if count)
+    assert model.config.encoder_fingerprint is None  # its memory keys are the image Q-Former's outputs
+
+
+def test_adapters_beside_trained_qformers(model):
+    adapted = add_lora(model, ["language_model"], rank=2, beside="qformers")
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    whole = {name.split(".modules_to_save.")[0].rpartition("base_model.model.")[2] for name in trained}
+    assert {"qformer", "fusion_qformer", "language_projection"} <= whole
+    assert all("lora_" in name or ".modules_to_save." in name for name in trained)
+    with pytest.raises(ValueError, match="'full' beside LoRA; this model has paper, fusion, qformers"):
+        add_lora(model, beside="full")
+
+
 def test_unknown_policies_and_parts_are_refused(model):
-    with pytest.raises(ValueError, match="paper, fusion, lora, full"):
+    with pytest.raises(ValueError, match="paper, fusion, qformers, lora, full"):
         apply_policy(model, "everything")
     with pytest.raises(ValueError, match="'vision'.* parts are vision_model, qformer"):
         add_lora(model, ["vision"])

@@ -20,6 +20,7 @@ def apply_policy(
     lora_rank: int = 16,
     lora_alpha: int = 32,
     lora_dropout: float = 0.05,
+    lora_beside: str = "paper",
 ) -> Any:
     """
     Freezes what a policy does not train.
@@ -27,13 +28,13 @@ def apply_policy(
     Args:
         model ([`RetrievalPreTrainedModel`]): Its `trainable_parts` are the policies of its family.
         policy (`str`): One of them, `"lora"` or `"full"`.
-        lora_parts, lora_rank, lora_alpha, lora_dropout: As for [`add_lora`], for `"lora"`.
+        lora_parts, lora_rank, lora_alpha, lora_dropout, lora_beside: As for [`add_lora`], for `"lora"`.
 
     Returns:
         The model, or the [`~peft.PeftModel`] around it for `"lora"`.
     """
     if policy == "lora":
-        return add_lora(model, lora_parts, lora_rank, lora_alpha, lora_dropout)
+        return add_lora(model, lora_parts, lora_rank, lora_alpha, lora_dropout, lora_beside)
     if policy not in (*model.trainable_parts, "full"):
         policies = ", ".join([*model.trainable_parts, "lora", "full"])
         raise ValueError(f"Unknown freezing policy {policy!r}; this model has {policies}.")
@@ -42,11 +43,16 @@ def apply_policy(
 
 
 def add_lora(
-    model: Any, parts: Sequence[str] | None = None, rank: int = 16, alpha: int = 32, dropout: float = 0.05
+    model: Any,
+    parts: Sequence[str] | None = None,
+    rank: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.05,
+    beside: str = "paper",
 ) -> Any:
     """
     Puts LoRA adapters (Hu et al. 2021, arXiv 2106.09685) on all linear layers of parts of a model, and trains the
-    modules of its `paper` policy beside them (EVCap: the projection; its queries stay).
+    modules of another policy beside them (EVCap's `paper`: the projection; queries are no module and stay).
 
     Args:
         model ([`RetrievalPreTrainedModel`]): Not changed but for its adapters.
@@ -54,6 +60,7 @@ def add_lora(
         rank (`int`, *optional*, defaults to 16): Rank of the adapters.
         alpha (`int`, *optional*, defaults to 32): Their scale is `alpha / rank`.
         dropout (`float`, *optional*, defaults to 0.05): In front of them.
+        beside (`str`, *optional*, defaults to `"paper"`): Policy whose modules are trained whole.
 
     Returns:
         [`~peft.PeftModel`]: `save_pretrained` writes the adapters, `PeftModel.from_pretrained(base, folder)` puts them
@@ -64,7 +71,9 @@ def add_lora(
     except ImportError:
         raise ImportError('LoRA needs peft: pip install "hf_evcap[train]"') from None
     parts = list(parts or model.lora_parts)
-    saved = model.trainable_parts.get("paper", ())
+    if beside not in model.trainable_parts:
+        raise ValueError(f"Unknown policy {beside!r} beside LoRA; this model has {', '.join(model.trainable_parts)}.")
+    saved = [part for part in model.trainable_parts[beside] if part not in parts]
     modules_to_save = sorted({part for part in saved for name, _ in model.named_modules() if _ends_with(name, part)})
     heads = {id(model.get_output_embeddings())}
     layers = set()

@@ -58,6 +58,7 @@ def load_model(arguments: ModelArguments, training: CaptionTrainingArguments) ->
         arguments.lora_rank,
         arguments.lora_alpha,
         arguments.lora_dropout,
+        arguments.lora_beside,
     )
     for parameter in model.parameters():
         if parameter.requires_grad:

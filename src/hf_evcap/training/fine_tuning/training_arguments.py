@@ -38,8 +38,8 @@ class ModelArguments:
     policy: str = field(
         default="paper",
         metadata={
-            "help": "What is trained. EVCap: paper (queries and projection), fusion (and the fusion Q-Former), lora, "
-            "full. SmallCap: paper (cross-attention), cross_attention_norms, decoder, lora, full."
+            "help": "What is trained. EVCap: paper (queries and projection), fusion (and the fusion Q-Former), "
+            "qformers (and the image Q-Former), lora, full. SmallCap: paper (cross-attention), cross_attention_norms, decoder, lora, full."
         },
     )
     lora_parts: list[str] | None = field(
@@ -48,6 +48,9 @@ class ModelArguments:
     lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, divided by their rank."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
+    lora_beside: str = field(
+        default="paper", metadata={"help": "Policy whose modules are trained whole beside the adapters."}
+    )
     merge_adapters: bool = field(
         default=False, metadata={"help": "Save the finished model with the adapters merged, not the adapters."}
     )

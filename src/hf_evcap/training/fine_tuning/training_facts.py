@@ -28,7 +28,7 @@ def trained_parts(model: Any, arguments: ModelArguments) -> list[str]:
     if arguments.policy == "full":
         return list(dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters()))
     modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    beside = [part for part in model.trainable_parts["paper"] if part in modules]
+    beside = [part for part in model.trainable_parts[arguments.lora_beside] if part in modules]
     return list(dict.fromkeys([*(arguments.lora_parts or model.lora_parts), *beside]))
 
 
