@@ -39,7 +39,8 @@ class ModelArguments:
         default="paper",
         metadata={
             "help": "What is trained. EVCap: paper (queries and projection), fusion (and the fusion Q-Former), "
-            "qformers (and the image Q-Former), lora, full. SmallCap: paper (cross-attention), cross_attention_norms, decoder, lora, full."
+            "qformers (and the image Q-Former), lora, full. SmallCap: paper (cross-attention), cross_attention_norms, "
+            "decoder, lora, full."
         },
     )
     lora_parts: list[str] | None = field(
