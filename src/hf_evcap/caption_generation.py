@@ -44,6 +44,52 @@ class CaptionGenerationMixin(GenerationMixin):
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         return {} if position_ids is None else {"position_ids": position_ids}
 
+    def run_language_model(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.LongTensor | None = None,
+        *,
+        cache: Cache | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor | None, Any]:
+        """
+        Runs the language model over an embedded sequence.
+
+        Args:
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, text_hidden_size)`): All it reads.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Counted from the
+                mask when absent.
+            cache (`Cache`, *optional*): Of the tokens before.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): -100 where there is
+                nothing to learn; shifted inside. Where logits are kept of the last tokens only, theirs count.
+            num_items_in_batch (`int` or `torch.Tensor`, *optional*): What the loss is divided by, from the `Trainer`.
+            return_dict (`bool`, *optional*): Not heeded: outputs are always named.
+            kwargs: Further arguments of the language model.
+
+        Returns:
+            `tuple`: The loss (`None` without labels) and the language model's output.
+        """
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            **{CACHE: cache},
+            **self.position_inputs(attention_mask, position_ids, inputs_embeds.shape[1]),
+            **kwargs,
+        )
+        if labels is None:
+            return None, outputs
+        logits = outputs.logits
+        items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        loss = self.loss_function(
+            logits=logits, labels=labels[:, -logits.shape[1] :], vocab_size=logits.shape[-1], **items
+        )
+        return loss, outputs
+
     def write_captions(
         self,
         inputs_embeds: torch.Tensor,

@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import AutoModel
 
+from .configuration_efficientnet_lite import EfficientNetLiteConfig
+from .modeling_efficientnet_lite import EfficientNetLiteModel
 from .photo_loading import load_photo
 from .weight_fingerprint import hash_tensors
+
+
+# A Hub repo that carries this file may run where hf_evcap is not installed, so the vision tower registers itself here.
+AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 
 
 class FrozenEncoderMixin(torch.nn.Module):

@@ -15,18 +15,14 @@ from transformers.utils import ModelOutput, logging
 
 from .cache_name import CACHE, CACHE_NAMES, takes_cache
 from .caption_generation import CaptionGenerationMixin
-from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_evcap import EVCapConfig
 from .memory_evcap import MemoryLayers, VisualNameMemory
-from .modeling_efficientnet_lite import EfficientNetLiteModel
 from .modeling_retrieval import RetrievalPreTrainedModel, hash_tensors
 from .retrieval_evcap import EVCapRetrievedNames, NameRetriever, NameTokens, normalize_name
 from .retrieval_layers import Retrievers
 from .spelling_evcap import EVCapSpelling, SpellingLogitsProcessor
 from .vision_space_evcap import EVCapVisionSpace
 
-
-AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 
 logger = logging.get_logger(__name__)
 
@@ -522,20 +518,9 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             encoded = self.encode_images(pixel_values, vision_hidden_states, names, exclude_rows)
         if inputs_embeds is None:
             inputs_embeds = self.embed_prompt(input_ids, encoded.prefix)
-        kwargs.pop("return_dict", None)
-        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            **{CACHE: cache},
-            **self.position_inputs(attention_mask, position_ids, inputs_embeds.shape[1]),
-            **kwargs,
+        loss, outputs = self.run_language_model(
+            inputs_embeds, attention_mask, position_ids, cache=cache, labels=labels, **kwargs
         )
-        loss = None
-        if labels is not None:
-            vocab_size = outputs.logits.shape[-1]
-            items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
-            loss = self.loss_function(logits=outputs.logits, labels=labels, vocab_size=vocab_size, **items)
         asked_for = {name: outputs.get(name) for name in (CACHE, "hidden_states", "attentions")}
         return EVCapOutput(loss=loss, logits=outputs.logits, names=encoded.names, **asked_for)
 

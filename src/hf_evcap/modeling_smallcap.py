@@ -14,17 +14,13 @@ from transformers.utils import ModelOutput, logging
 
 from .cache_name import CACHE, CACHE_NAMES, takes_cache
 from .caption_generation import CaptionGenerationMixin
-from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_smallcap import SmallCapConfig
 from .cross_attention_smallcap import build_decoder, empty_cache
 from .datastore_smallcap import CaptionDatastore
-from .modeling_efficientnet_lite import EfficientNetLiteModel
 from .modeling_retrieval import RetrievalPreTrainedModel
 from .retrieval_smallcap import CaptionRetriever, SmallCapRetrievedCaptions
 from .vision_space_evcap import EVCapVisionSpace
 
-
-AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 
 logger = logging.get_logger(__name__)
 
@@ -465,21 +461,16 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
             encoded = SmallCapEncodedImages(features.vision_hidden_states)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        kwargs.pop("return_dict", None)
-        items = {name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs}
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            **{CACHE: cache},
-            encoder_hidden_states=self._decoder_features(encoded.vision_hidden_states),
-            **self.position_inputs(attention_mask, position_ids, inputs_embeds.shape[1]),
+        features = self._decoder_features(encoded.vision_hidden_states)
+        loss, outputs = self.run_language_model(
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            cache=cache,
+            labels=labels,
+            encoder_hidden_states=features,
             **kwargs,
         )
-        loss = None
-        if labels is not None:
-            logits = outputs.logits
-            labels = labels[:, -logits.shape[1] :]
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **items)
         asked_for = {name: outputs.get(name) for name in (CACHE, "hidden_states", "attentions", "cross_attentions")}
         return SmallCapOutput(loss=loss, logits=outputs.logits, captions=encoded.captions, **asked_for)
 
