@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 import hf_evcap
 from hf_evcap import VisualNameMemory
-from hf_evcap.cli import datastore_build, memory_build
+from hf_evcap.cli import build_options, datastore_build, memory_build
 from hf_evcap.cli.main import main
 from hf_evcap.datastore_building import open_captions
 from hf_evcap.hub.ready_repo import prepare_repo
@@ -56,7 +56,7 @@ def test_memory_folders_build_and_are_pushed_as_they_are(name: str, tmp_path: Pa
     build = memory_build.add_parser(parser.add_subparsers())
     arguments = parser.parse_args(["build", str(folder / "recipe.yaml"), "--model", "M", "--out", "O", "--seed", "5"])
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    followed = memory_build.follow_recipe(arguments, build)
+    followed = build_options.follow_recipe(arguments, build)
     assert {**recipe, "seed": 5} == {entry: getattr(followed, entry) for entry in recipe}
     tables = list(folder.glob("*.csv"))
     for table in tables:
@@ -75,7 +75,7 @@ def test_datastore_folders_build_and_are_pushed_as_they_are(name: str, tmp_path:
     build = datastore_build.add_parser(parser.add_subparsers())
     arguments = parser.parse_args(["build", str(folder / "recipe.yaml"), "--out", "O", "--max-tokens", "9"])
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    followed = datastore_build.follow_recipe(arguments, build)
+    followed = build_options.follow_recipe(arguments, build)
     assert {**recipe, "max_tokens": 9} == {entry: getattr(followed, entry) for entry in {**recipe, "max_tokens": 9}}
     for captions in folder.glob("*.jsonl"):
         found = open_captions(captions)
@@ -141,7 +141,7 @@ def test_mistakes_in_recipes_are_named(recipe: str, message: str, tmp_path: Path
     build = memory_build.add_parser(parser.add_subparsers())
     arguments = parser.parse_args(["build", str(tmp_path / "recipe.yaml"), "--model", "M", "--out", "O"])
     with pytest.raises(ValueError, match=message):
-        memory_build.follow_recipe(arguments, build)
+        build_options.follow_recipe(arguments, build)
 
 
 @pytest.mark.parametrize("family", ["evcap", "smallcap"])

@@ -3,10 +3,47 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..hub.ready_configs import find_config, list_configs
+
+
+RECIPES = """\
+  a .yaml file    a recipe: `source` and any of the options below, by name with _ for -; options given here win
+  {example:<15} a recipe of the package, by its name in `hf-evcap configs`"""
+RESUMES = """\
+A build that was interrupted goes on when the same command is given again. `accelerate launch -m hf_evcap.cli.main
+{kind} build ...` shares the work among processes, with the same result."""
+
+
+def add_build_verb(
+    verbs: Any, kind: str, run: Callable[[argparse.Namespace], int], source: str, help: str, description: str
+) -> argparse.ArgumentParser:
+    """
+    Adds `build` to the verbs of a kind of store: SOURCE, which may be a recipe, and the folder of the result.
+
+    Args:
+        verbs: Sub-parsers of `hf-evcap KIND`.
+        kind (`str`): `"memory"` or `"datastore"`.
+        run (`Callable`): Builds; it is given the arguments with those of the recipe.
+        source (`str`): What SOURCE holds.
+        help, description (`str`): Of the verb; how builds go on is said behind it.
+
+    Returns:
+        `argparse.ArgumentParser`: For the kind's own options.
+    """
+    parser = verbs.add_parser(
+        "build",
+        help=help,
+        description=f"{description}\n\n{RESUMES.format(kind=kind)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help=source)
+    parser.add_argument("--out", required=True, help=f"folder for the {kind}")
+    parser.set_defaults(run=lambda arguments: run(follow_recipe(arguments, parser)))
+    return parser
 
 
 def add_build_options(
@@ -16,7 +53,7 @@ def add_build_options(
     batch_text: str = "photos encoded at once (default: %(default)s)",
     shard_text: str = "photos after which progress is kept (default: %(default)s)",
 ) -> None:
-    """Adds the options by which a build proceeds, and those for the store's card and index."""
+    """Adds the options by which a build proceeds, and those for the store's card and index; see [`build_options`]."""
     parser.add_argument("--source-name", help="value of the column `source`")
     parser.add_argument("--license", help="licence of the source, for the card")
     parser.add_argument("--batch-size", type=int, default=batch_size, help=batch_text)
@@ -25,6 +62,24 @@ def add_build_options(
     parser.add_argument("--index", help="FAISS factory string, such as Flat or HNSW32 (default: by size)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the kept keys")
     parser.add_argument("--restart", action="store_true", help="forget an unfinished build")
+
+
+def build_options(arguments: argparse.Namespace, source: str, batch_size: int, shard_size: int) -> dict[str, Any]:
+    """
+    What every builder takes of the options that [`add_build_options`] added.
+
+    Args:
+        source (`str`): Value of the column `source`, which `--license` is the licence of.
+        batch_size, shard_size (`int`): Where the options were not given.
+    """
+    return {
+        "batch_size": batch_size if arguments.batch_size is None else arguments.batch_size,
+        "shard_size": shard_size if arguments.shard_size is None else arguments.shard_size,
+        "restart": arguments.restart,
+        "index_factory": arguments.index,
+        "dtype": arguments.dtype,
+        "licenses": {source: arguments.license} if arguments.license else {},
+    }
 
 
 def follow_recipe(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -67,4 +122,4 @@ def print_report(report: Any, out: str, items: str = "photos") -> int:
     return 0
 
 
-__all__ = ["add_build_options", "follow_recipe", "print_report"]
+__all__ = ["RECIPES", "add_build_options", "add_build_verb", "build_options", "follow_recipe", "print_report"]

@@ -5,36 +5,32 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .build_options import add_build_options, follow_recipe, print_report
+from .build_options import RECIPES, add_build_options, add_build_verb, build_options, print_report
 
 
-DESCRIPTION = """Build a datastore. SOURCE is one of
+DESCRIPTION = f"""Build a datastore. SOURCE is one of
 
   a .txt (or .txt.gz) file    a caption a line
   a .json file    Karpathy's or COCO's captions, a list of captions, or of objects
   a .jsonl, .csv or .parquet file    with a column of captions and maybe one of image ids
   a datastore     its captions are encoded anew
-  a .yaml file    a recipe: `source` and any of the options below, by name with _ for -; options given here win
-  datastores/coco a recipe of the package, by its name in `hf-evcap configs`
+{RECIPES.format(example="datastores/coco")}
   anything else   a dataset on the Hub
 
 With --clip the keys are the captions' own: photos are not needed. With --model they are those of the photos that the
-captions describe, for captioners that retrieve with their own vision encoder; SOURCE then lists photos, too.
-
-A build that was interrupted goes on when the same command is given again. `accelerate launch -m hf_evcap.cli.main
-datastore build ...` shares the work among processes, with the same result."""
+captions describe, for captioners that retrieve with their own vision encoder; SOURCE then lists photos, too."""
 
 
 def add_parser(verbs: Any) -> argparse.ArgumentParser:
     """Adds the verb to the parser of `datastore`, and returns its own parser."""
-    parser = verbs.add_parser(
-        "build",
-        help="from captions (with a CLIP model), or from captioned photos",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = add_build_verb(
+        verbs,
+        "datastore",
+        run,
+        "captions",
+        "from captions (with a CLIP model), or from captioned photos",
+        DESCRIPTION,
     )
-    parser.add_argument("source", metavar="SOURCE", help="captions")
-    parser.add_argument("--out", required=True, help="folder for the datastore")
     parser.add_argument(
         "--clip", help="CLIP model: folder, Hub id, or open_clip:MODEL/WEIGHTS such as open_clip:RN50x64/openai"
     )
@@ -58,7 +54,6 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
         "captions or photos encoded at once (default: 256 captions, 32 photos)",
         "captions or photos after which progress is kept (default: 16384 captions, 512 photos)",
     )
-    parser.set_defaults(run=lambda arguments: run(follow_recipe(arguments, parser)))
     return parser
 
 
@@ -69,20 +64,24 @@ def run(arguments: argparse.Namespace) -> int:
     return _from_captions(arguments) if arguments.clip is not None else _from_photos(arguments)
 
 
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How SOURCE is read, with its photos or without."""
+    return {
+        "source_name": arguments.source_name,
+        "split": arguments.split,
+        "caption_column": arguments.caption_column,
+        "id_column": arguments.id_column,
+        "config_name": arguments.config,
+        "revision": arguments.revision,
+    }
+
+
 def _from_captions(arguments: argparse.Namespace) -> int:
     from ..datastore_building import build_datastore, captions_within, load_retrieval_encoder, open_captions
     from ..processes import process_state
 
     processes = process_state()
-    captions = open_captions(
-        arguments.source,
-        split=arguments.split,
-        caption_column=arguments.caption_column,
-        id_column=arguments.id_column,
-        source_name=arguments.source_name,
-        config_name=arguments.config,
-        revision=arguments.revision,
-    )
+    captions = open_captions(arguments.source, **_reading(arguments))
     found = len(captions)
     if arguments.max_tokens:
         from transformers import AutoTokenizer
@@ -93,12 +92,7 @@ def _from_captions(arguments: argparse.Namespace) -> int:
         encoder,
         captions,
         arguments.out,
-        batch_size=arguments.batch_size or 256,
-        shard_size=arguments.shard_size or 16384,
-        restart=arguments.restart,
-        index_factory=arguments.index,
-        dtype=arguments.dtype,
-        licenses={captions.source: arguments.license} if arguments.license else {},
+        **build_options(arguments, captions.source, 256, 16384),
     )
     if processes.is_main_process and len(captions) < found:
         print(f"left out {found - len(captions)} of {found} captions, of more than {arguments.max_tokens} tokens")
@@ -115,15 +109,7 @@ def _from_photos(arguments: argparse.Namespace) -> int:
 
     processes = process_state()
     photos = captioned_photos(
-        arguments.source,
-        source_name=arguments.source_name,
-        split=arguments.split,
-        images=arguments.images,
-        caption_column=arguments.caption_column,
-        id_column=arguments.id_column,
-        config_name=arguments.config,
-        revision=arguments.revision,
-        on_error=arguments.on_error,
+        arguments.source, images=arguments.images, on_error=arguments.on_error, **_reading(arguments)
     )
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, memory=False).to(processes.device).eval()
     processor = AutoProcessor.from_pretrained(arguments.model)
@@ -134,13 +120,8 @@ def _from_photos(arguments: argparse.Namespace) -> int:
         processor,
         photos,
         arguments.out,
-        batch_size=arguments.batch_size or 32,
-        shard_size=arguments.shard_size or 512,
         on_error=arguments.on_error,
-        restart=arguments.restart,
-        index_factory=arguments.index,
-        dtype=arguments.dtype,
-        licenses={photos[0]["source"]: arguments.license} if arguments.license else {},
         store_class=CaptionDatastore,
+        **build_options(arguments, photos[0]["source"], 32, 512),
     )
     return print_report(report, arguments.out)

@@ -6,37 +6,28 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .build_options import add_build_options, follow_recipe, print_report
+from .build_options import RECIPES, add_build_options, add_build_verb, build_options, print_report
 
 
 if TYPE_CHECKING:
     from ..memory_building import NamedPhotos
 
 
-DESCRIPTION = """Build a memory from named photos. SOURCE is one of
+DESCRIPTION = f"""Build a memory from named photos. SOURCE is one of
 
   a folder        whose sub-folders are named for what their photos show
   a .csv, .tsv or .jsonl file    with columns of the photos' paths or URLs and their names
   a .json file    of LVIS or COCO annotations: crops of boxes, at most --photos-per-name a name (needs --images)
-  a .yaml file    a recipe: `source` and any of the options below, by name with _ for -; options given here win
-  memories/lvis   a recipe of the package, by its name in `hf-evcap configs`
-  anything else   a dataset on the Hub, or a folder that `datasets` can load (with --dataset)
-
-A build that was interrupted goes on when the same command is given again. `accelerate launch -m hf_evcap.cli.main
-memory build ...` shares the work among processes, with the same result."""
+{RECIPES.format(example="memories/lvis")}
+  anything else   a dataset on the Hub, or a folder that `datasets` can load (with --dataset)"""
 
 
 def add_parser(verbs: Any) -> argparse.ArgumentParser:
     """Adds the verb to the parser of `memory`, and returns its own parser."""
-    parser = verbs.add_parser(
-        "build",
-        help="from a folder, a table, a dataset or annotations",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = add_build_verb(
+        verbs, "memory", run, "photos with names", "from a folder, a table, a dataset or annotations", DESCRIPTION
     )
-    parser.add_argument("source", metavar="SOURCE", help="photos with names")
     parser.add_argument("--model", required=True, help="model folder or Hub id whose encoder makes the keys")
-    parser.add_argument("--out", required=True, help="folder for the memory")
     parser.add_argument("--images", help="folder that paths start from (tables, annotations)")
     parser.add_argument("--dataset", action="store_true", help="SOURCE is for `datasets.load_dataset`")
     parser.add_argument("--config", help="configuration of the dataset")
@@ -55,7 +46,6 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
     add_build_options(parser)
-    parser.set_defaults(run=lambda arguments: run(follow_recipe(arguments, parser)))
     return parser
 
 
@@ -111,18 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
         photos = joined([photos, made])
     model = EVCapForConditionalGeneration.from_pretrained(arguments.model, memory=False).to(processes.device).eval()
     processor = EVCapProcessor.from_pretrained(arguments.model)
-    sources = {photos[0]["source"]: arguments.license} if arguments.license else {}
     report = build_memory(
         model,
         processor,
         photos,
         arguments.out,
-        batch_size=arguments.batch_size,
-        shard_size=arguments.shard_size,
         on_error=arguments.on_error,
-        restart=arguments.restart,
-        index_factory=arguments.index,
-        dtype=arguments.dtype,
-        licenses=sources,
+        **build_options(arguments, photos[0]["source"], 32, 512),
     )
     return print_report(report, arguments.out)
