@@ -60,10 +60,14 @@ class RetrievalConfig(PreTrainedConfig):
             `None` loads the folder that the model's own repo has for it. Never a local path.
         encoder_fingerprint (`str`, *optional*):
             Identity of the frozen encoder, written by `save_pretrained`; memories of other encoders are refused.
+        untrained_parts (`list[str]`, *optional*):
+            Parts that started at random or from another task and that no training has fitted yet; a policy that would
+            leave an untrained image Q-Former as it is is refused.
     """
 
     memory_reference: dict | None = None
     encoder_fingerprint: str | None = None
+    untrained_parts: list | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not type(self).__module__.startswith("transformers_modules"):

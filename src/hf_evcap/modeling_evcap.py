@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -228,6 +229,59 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         self._memory: VisualNameMemory | MemoryLayers | None = None
         self._retrievers: Retrievers | None = None
         self.post_init()
+
+    @classmethod
+    def from_encoder_and_language_model_pretrained(
+        cls, encoder: str | os.PathLike, language_model: str | os.PathLike, **options: Any
+    ) -> EVCapForConditionalGeneration:
+        r"""
+        Assembles a model from pretrained parts. What no part brings starts at random, the same for a seed.
+
+        Args:
+            encoder (`str` or `os.PathLike`):
+                Folder or repo id (`"org/name"` or `"org/name@revision"`) of a BLIP-2 (its vision encoder, Q-Former and
+                queries), of an EVCap (all but its language model; its memory comes along), or of a vision tower such
+                as CLIP, SigLIP, DINOv2 or ViT; or a published EfficientNet-Lite's `.pth` file.
+            language_model (`str` or `os.PathLike`):
+                Any that `AutoModelForCausalLM` knows, or a `.gguf` file.
+            memory (*optional*): [`VisualNameMemory`], its folder or its repo id.
+            fusion_init (`str`, *optional*):
+                What the fusion Q-Former starts from: `"blip2"` (the image Q-Former, as far as shapes allow),
+                `"random:SEED"`, or a folder or repo id of an EVCap (its fusion), a BLIP-2 or a BERT. By default an
+                EVCap's own, else `"blip2"`, or random where the image Q-Former is.
+            qformer_init (`str`, *optional*, defaults to `"random:0"`):
+                What the image Q-Former of a vision tower alone starts from: `"random:SEED"`, a BERT (as BLIP-2 began),
+                or the BLIP-2 or EVCap that has the same tower.
+            processor ([`EVCapProcessor`], *optional*): To use instead of the one that
+                [`EVCapProcessor.from_encoder_and_language_model_pretrained`] makes of the same arguments.
+            name_tokenizer, image_processor, chat_template: See there.
+            vision_space_photos (`Sequence`, *optional*):
+                Photos to which the retrieval space of a vision tower is fitted (paths or images, more than 256);
+                without them plain pooled features are compared. See [`~vision_space_evcap.fit_vision_space`].
+            gguf_file (`str`, *optional*): GGUF file in `language_model` that holds it.
+            options: Fields of [`EVCapConfig`] (`num_name_query_tokens=16`; `vision_config`, `qformer_config` and
+                `fusion_qformer_config` as a `dict` of what to change), and options of loading: `dtype` (by default the
+                language model's), `device_map`, `quantization_config` (the language model alone is quantized),
+                `attn_implementation`, `cache_dir`, `token`, `local_files_only`, `force_download`.
+
+        Returns:
+            [`EVCapForConditionalGeneration`]: In eval mode.
+
+        Raises:
+            ValueError: The parts cannot work together; the message says why and what to do.
+
+        Example:
+        ```python
+        >>> model = EVCapForConditionalGeneration.from_encoder_and_language_model_pretrained(
+        ...     "Salesforce/blip2-flan-t5-xxl", "lmsys/vicuna-13b-v1.3", dtype="bfloat16"
+        ... )
+        >>> model.freeze_for_training("paper")
+        3968000
+        ```
+        """
+        from .assembly_evcap import assemble_evcap
+
+        return assemble_evcap(cls, encoder, language_model, **options)[0]
 
     # Stage 1: encode
 

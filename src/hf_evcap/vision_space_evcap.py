@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from .photo_loading import load_photo
 
 
 class EVCapVisionSpace(nn.Module):
@@ -79,4 +82,32 @@ class EVCapVisionSpace(nn.Module):
         return nn.functional.normalize(vectors, dim=-1)
 
 
-__all__ = ["EVCapVisionSpace"]
+@torch.no_grad()
+def fit_vision_space(model: Any, processor: Any, photos: Sequence[Any], batch_size: int = 16) -> None:
+    """
+    Fits the retrieval space of a model to photos: its memory's, or any that show what it shall tell apart.
+
+    Args:
+        model: With `config.retrieval_space == "vision"`. A memory that it has no longer fits, nor do memories that it
+            built before.
+        processor: The model's.
+        photos (`Sequence`): More than the keys have numbers; anything that [`~photo_loading.load_photo`] reads.
+        batch_size (`int`, *optional*, defaults to 16): Photos encoded at once.
+
+    Raises:
+        ValueError: The model retrieves in another space, or the photos are too few.
+    """
+    if model.config.retrieval_space != "vision":
+        raise ValueError(f"Only the retrieval space 'vision' is fitted; this model's is {model.config.retrieval_space!r}.")
+    space, pooled = model.vision_space, []
+    for start in range(0, len(photos), batch_size):
+        batch = [load_photo(photo) for photo in photos[start : start + batch_size]]
+        pixel_values = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
+        hidden_states = model.get_vision_hidden_states(pixel_values)
+        pooled.append(space.pool(hidden_states)[:, 0].cpu())
+    space.fit(torch.cat(pooled))
+    model.config.encoder_fingerprint = None
+    model.set_memory(None)
+
+
+__all__ = ["EVCapVisionSpace", "fit_vision_space"]

@@ -21,7 +21,7 @@ from ..configuration_evcap import EVCapConfig
 from ..memory_evcap import VisualNameMemory
 from ..modeling_evcap import EVCapForConditionalGeneration
 from ..processing_evcap import EVCapProcessor
-from .checkpoint_reader import read_pretrained, read_state_file
+from ..checkpoint_reader import read_pretrained, read_state_file
 from .conversion_report import ConversionReport, check_shapes
 from .reference_memory import load_evcap_memory
 

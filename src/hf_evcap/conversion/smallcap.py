@@ -16,7 +16,7 @@ from ..configuration_smallcap import SmallCapConfig
 from ..datastore_smallcap import CaptionDatastore
 from ..modeling_smallcap import SmallCapForConditionalGeneration
 from ..processing_smallcap import SmallCapProcessor
-from .checkpoint_reader import locate_file, read_pretrained
+from ..checkpoint_reader import locate_file, read_pretrained
 from .conversion_report import ConversionReport, check_shapes
 
 

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ... import default_model
+from ...checkpoint_reader import read_pretrained
 from ...configuration_smallcap import SmallCapConfig
-from ...conversion.checkpoint_reader import read_pretrained
 from ...datastore_smallcap import CaptionDatastore
 from ...image_processing_efficientnet_lite import EfficientNetLiteImageProcessor
 from ...modeling_smallcap import SmallCapForConditionalGeneration

@@ -8,6 +8,7 @@ import pickle
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -15,17 +16,30 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 
-_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# In the order in which transformers looks for them.
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
-def locate_file(source: str, file: str, revision: str | None = None) -> Path | None:
-    """Path of a file in a folder, or downloaded from a Hub repo; `None` if it is not there."""
+def locate_file(source: str, file: str, revision: str | None = None, **hub: Any) -> Path | None:
+    """
+    Path of a file in a folder, or downloaded from a Hub repo; `None` if it is not there.
+
+    Args:
+        source (`str`): Folder, or repo id.
+        file (`str`): Its name.
+        revision (`str`, *optional*): Branch, tag or commit of the repo.
+        hub: Options of [`~huggingface_hub.hf_hub_download`], such as `cache_dir` and `token`.
+    """
     if os.path.isdir(source):
         path = Path(source) / file
         return path if path.is_file() else None
     try:
-        return Path(hf_hub_download(source, file, revision=revision))
+        return Path(hf_hub_download(source, file, revision=revision, **hub))
     except EntryNotFoundError:
         return None
 
@@ -59,7 +73,7 @@ def read_state_file(path: Path, prefixes: Iterable[str] | None = None) -> dict[s
 
 
 def read_pretrained(
-    source: str | os.PathLike, prefixes: Iterable[str] | None = None, revision: str | None = None
+    source: str | os.PathLike, prefixes: Iterable[str] | None = None, revision: str | None = None, **hub: Any
 ) -> dict[str, torch.Tensor]:
     """
     Reads weights of a Hugging Face model folder or Hub repo without making the model; only the shards that hold
@@ -69,28 +83,31 @@ def read_pretrained(
         source (`str` or `os.PathLike`): Folder, or repo id.
         prefixes (`Iterable[str]`, *optional*): Only keys that start with one of these.
         revision (`str`, *optional*): Branch, tag or commit of the repo.
+        hub: Options of [`~huggingface_hub.hf_hub_download`], such as `cache_dir` and `token`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The weights, mapped from their files and not read into memory before they are used.
 
     Raises:
         FileNotFoundError: There are no weights.
     """
     source = os.fspath(source)
     wanted = tuple(prefixes) if prefixes is not None else ("",)
-    for index_file in _INDEX_FILES:
-        index = locate_file(source, index_file, revision)
-        if index is not None:
-            shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            state: dict[str, torch.Tensor] = {}
-            for shard in sorted({shard for key, shard in shard_of.items() if key.startswith(wanted)}):
-                path = locate_file(source, shard, revision)
-                if path is None:
-                    raise FileNotFoundError(f"{source} lists the shard {shard}, but does not hold it.")
-                state.update(read_state_file(path, wanted))
-            return state
     for file in _WEIGHT_FILES:
-        path = locate_file(source, file, revision)
-        if path is not None:
+        path = locate_file(source, file, revision, **hub)
+        if path is None:
+            continue
+        if path.suffix != ".json":
             return read_state_file(path, wanted)
-    raise FileNotFoundError(f"{source!r} holds no weights ({', '.join(_WEIGHT_FILES)} or their shards).")
+        shard_of = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        state: dict[str, torch.Tensor] = {}
+        for shard in sorted({shard for key, shard in shard_of.items() if key.startswith(wanted)}):
+            shard_path = locate_file(source, shard, revision, **hub)
+            if shard_path is None:
+                raise FileNotFoundError(f"{source} lists the shard {shard}, but does not hold it.")
+            state.update(read_state_file(shard_path, wanted))
+        return state
+    raise FileNotFoundError(f"{source!r} holds no weights ({', '.join(_WEIGHT_FILES)}).")
 
 
 __all__ = ["locate_file", "read_pretrained", "read_state_file"]

@@ -1,0 +1,185 @@
+"""Where a pretrained part comes from: a folder or a Hub repo at one commit, its config and its weights."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from .checkpoint_reader import locate_file, read_pretrained
+from .hub_upload import explained_hub_errors
+
+
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
+# Options that every download takes.
+DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
+
+
+class ModelSource:
+    """
+    A model that parts are taken from.
+
+    Args:
+        name (`str` or `os.PathLike`): Folder, repo id, or `"org/name@revision"`.
+        gguf_file (`str`, *optional*): GGUF file there that holds the weights and the config.
+        download: Options of [`~huggingface_hub.hf_hub_download`], see `DOWNLOAD_OPTIONS`.
+
+    Raises:
+        FileNotFoundError: There is neither a folder nor a repo of this name.
+        HfHubHTTPError: The repo is missing, private or gated; the message says what to do.
+    """
+
+    def __init__(self, name: str | os.PathLike, *, gguf_file: str | None = None, **download: Any) -> None:
+        self.given = os.fspath(name)
+        self.gguf_file = gguf_file
+        self.download = download
+        self.is_local = os.path.isdir(self.given)
+        self.name, revision = self.given, ""
+        if not self.is_local:
+            self.name, _, revision = self.given.partition("@")
+            if self.name.count("/") > 1 or self.name.startswith((".", "/", "~")) or "\\" in self.name:
+                raise FileNotFoundError(f"{self.given!r} is neither a folder nor a Hub repo id such as 'org/name'.")
+        self.revision: str | None = revision or None
+        with self.explained_errors():
+            path = locate_file(self.name, gguf_file or "config.json", self.revision, **download)
+        if path is None:
+            raise FileNotFoundError(
+                f"{self.given!r} holds no {gguf_file or 'config.json'}: give the folder or repo of a whole model."
+            )
+        commit = _SNAPSHOT.search(path.as_posix())
+        if not self.is_local and commit:  # from here on everything is of one commit
+            self.revision = commit[1]
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """[`PreTrainedConfig`]: The model's."""
+        try:
+            return AutoConfig.from_pretrained(self.name, **self.options)
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"transformers does not know the model {self.given!r}: {error}. Give a model of an architecture that "
+                "`AutoConfig` knows."
+            ) from error
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """`dict[str, Any]`: Arguments with which any `from_pretrained` reads from this source."""
+        revision = {} if self.revision is None else {"revision": self.revision}
+        gguf = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        return {**self.download, **revision, **gguf}
+
+    def has(self, file: str) -> bool:
+        """Whether the source holds a file."""
+        with self.explained_errors():
+            return locate_file(self.name, file, self.revision, **self.download) is not None
+
+    def read(self, *prefixes: str) -> dict[str, torch.Tensor]:
+        """
+        Weights under their own names, mapped from the files.
+
+        Args:
+            prefixes (`str`): Only names that start with one of these; only the shards that hold some are downloaded.
+
+        Raises:
+            FileNotFoundError: There are no weights.
+            ValueError: None of them has such a name.
+        """
+        with self.explained_errors():
+            weights = read_pretrained(self.name, prefixes or None, self.revision, **self.download)
+        if not weights:
+            raise ValueError(
+                f"{self.given!r} holds no weights named {' or '.join(f'{prefix}*' for prefix in prefixes)}. If they "
+                "were renamed there, name an earlier revision: 'org/name@revision'."
+            )
+        return weights
+
+    @contextmanager
+    def explained_errors(self) -> Iterator[None]:
+        """Says with the Hub's errors what they mean for the user."""
+        if self.is_local:
+            yield
+            return
+        with explained_hub_errors(self.name, "model", self.revision):
+            yield
+
+
+def widest_dtype(weights: dict[str, torch.Tensor]) -> torch.dtype:
+    """The floating type that holds all of the weights' values exactly."""
+    dtype: torch.dtype | None = None
+    for tensor in weights.values():
+        if tensor.is_floating_point():
+            dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
+    return torch.float32 if dtype is None else dtype
+
+
+def load_part(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: dict[str, torch.Tensor], what: str
+) -> dict[str, torch.Tensor]:
+    """
+    Gives a part's weights the names that the installed transformers has for them. Nothing is copied.
+
+    Args:
+        model_class (`type`): The part's class, or one that loads the same names.
+        config ([`PreTrainedConfig`]): The part's.
+        weights (`dict[str, torch.Tensor]`): As the checkpoint names them.
+        what (`str`): The part and where it comes from, for messages.
+
+    Raises:
+        ValueError: Weights are missing, or have other shapes than the config says.
+    """
+    with _quiet_loading():
+        part, report = model_class.from_pretrained(  # type: ignore[call-arg]
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=widest_dtype(weights),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    # What a vision tower has behind its last hidden state is not used here, and many checkpoints lack it.
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(("pooler.", "head.")))
+    wrong = sorted(name for name, *_ in report["mismatched_keys"])
+    if missing or wrong:
+        count, problem = (len(missing), "are missing") if missing else (len(wrong), "have other shapes")
+        raise ValueError(
+            f"{what}: {count} weights {problem}, the first of them {', '.join((missing or wrong)[:3])}. It is no whole "
+            f"{model_class.__name__}; give another checkpoint or revision."
+        )
+    return dict(part.state_dict())
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keeps transformers' report of weights that a part does not need; what it lacks raises an error."""
+    loggers = [logging.get_logger(f"transformers.{name}") for name in ("modeling_utils", "utils.loading_report")]
+    levels = [one.level for one in loggers]
+    bars = logging.is_progress_bar_enabled()
+    try:
+        for one in loggers:
+            one.setLevel(logging.ERROR)
+        logging.disable_progress_bar()
+        yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def split_gguf(language_model: str | os.PathLike, gguf_file: str | None) -> tuple[str, str | None]:
+    """Lets a `.gguf` file be given as the model itself."""
+    path = Path(language_model)
+    if gguf_file is None and path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), path.name
+    return os.fspath(language_model), gguf_file
+
+
+__all__ = ["DOWNLOAD_OPTIONS", "ModelSource", "load_part", "split_gguf", "widest_dtype"]
