@@ -25,10 +25,14 @@ class FreezingMixin(torch.nn.Module):
 
         Returns:
             `int`: Trainable parameters.
+
+        Raises:
+            ValueError: There is no such policy, or it would leave an image Q-Former as it is that nobody trained.
         """
         if policy != "full" and policy not in self.trainable_parts:
             policies = ", ".join([*self.trainable_parts, "full"])
             raise ValueError(f"Unknown freezing policy {policy!r}; this model has {policies}.")
+        self.begin_policy(policy)
         parts = self.trainable_parts.get(policy, ())
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(policy == "full" or any(f".{part}." in f".{name}." for part in parts))
@@ -36,6 +40,26 @@ class FreezingMixin(torch.nn.Module):
             self.config.encoder_fingerprint = None  # what training changes is another encoder
         self.train(self.training)
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def begin_policy(self, policy: str) -> None:
+        """
+        Notes in the config which parts a policy trains that nobody trained before.
+
+        Raises:
+            ValueError: It would leave an image Q-Former as it is that nobody trained.
+        """
+        trained = set(self.trainable_parts.get(policy, ()))
+        untrained = set(self.config.untrained_parts or ()) - trained if policy != "full" else set()
+        if "qformer" in untrained:
+            able = [name for name, parts in self.trainable_parts.items() if "qformer" in parts]
+            raise ValueError(
+                f"The policy {policy!r} leaves the image Q-Former frozen, but this one was never trained for its "
+                "encoder: the language model would see photos through noise. Train it first, by the policy "
+                f"{' or '.join([*able, 'full'])}, or assemble the model from an encoder that brings its own Q-Former "
+                "(a BLIP-2 or an EVCap)."
+            )
+        if self.config.untrained_parts:
+            self.config.untrained_parts = sorted(untrained)
 
     def train(self, mode: bool = True) -> Any:
         """Sets training mode, but for modules that are wholly frozen: their dropout and batch statistics stay off."""

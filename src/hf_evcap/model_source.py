@@ -136,7 +136,7 @@ def load_part(
         ValueError: Weights are missing, or have other shapes than the config says.
     """
     with _quiet_loading():
-        part, report = model_class.from_pretrained(  # type: ignore[call-arg]
+        part, report = model_class.from_pretrained(
             None,
             config=config,
             state_dict=weights,
@@ -150,8 +150,8 @@ def load_part(
     if missing or wrong:
         count, problem = (len(missing), "are missing") if missing else (len(wrong), "have other shapes")
         raise ValueError(
-            f"{what}: {count} weights {problem}, the first of them {', '.join((missing or wrong)[:3])}. It is no whole "
-            f"{model_class.__name__}; give another checkpoint or revision."
+            f"{what}: {count} weights {problem}, the first of them {', '.join((missing or wrong)[:3])}. It is no "
+            f"whole {model_class.__name__}; give another checkpoint or revision."
         )
     return dict(part.state_dict())
 

@@ -232,7 +232,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
 
     @classmethod
     def from_encoder_and_language_model_pretrained(
-        cls, encoder: str | os.PathLike, language_model: str | os.PathLike, **options: Any
+        cls, encoder: str | os.PathLike, language_model: str | os.PathLike, *, memory: Any = None, **options: Any
     ) -> EVCapForConditionalGeneration:
         r"""
         Assembles a model from pretrained parts. What no part brings starts at random, the same for a seed.
@@ -244,7 +244,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
                 as CLIP, SigLIP, DINOv2 or ViT; or a published EfficientNet-Lite's `.pth` file.
             language_model (`str` or `os.PathLike`):
                 Any that `AutoModelForCausalLM` knows, or a `.gguf` file.
-            memory (*optional*): [`VisualNameMemory`], its folder or its repo id.
+            memory (*optional*): [`VisualNameMemory`], its folder or its repo id; `False` leaves out an EVCap's own.
             fusion_init (`str`, *optional*):
                 What the fusion Q-Former starts from: `"blip2"` (the image Q-Former, as far as shapes allow),
                 `"random:SEED"`, or a folder or repo id of an EVCap (its fusion), a BLIP-2 or a BERT. By default an
@@ -279,9 +279,10 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         3968000
         ```
         """
-        from .assembly_evcap import assemble_evcap
+        from .assembly_evcap import EVCapAssembly
+        from .processing_evcap import EVCapProcessor
 
-        return assemble_evcap(cls, encoder, language_model, **options)[0]
+        return EVCapAssembly(EVCapProcessor, encoder, language_model, **options).load(cls, memory)
 
     # Stage 1: encode
 

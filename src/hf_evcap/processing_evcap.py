@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from transformers import BatchFeature
+from typing_extensions import Self
 
 from .photo_loading import as_list, load_photo
 from .processing_retrieval import RetrievalProcessor, one_each
@@ -62,6 +64,39 @@ class EVCapProcessor(RetrievalProcessor):
         tokenizer.padding_side = "left"
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         super().__init__(image_processor, tokenizer, name_tokenizer, **kwargs)
+
+    @classmethod
+    def from_encoder_and_language_model_pretrained(
+        cls, encoder: str | os.PathLike, language_model: str | os.PathLike, **options: Any
+    ) -> Self:
+        """
+        Makes the processor of an [`EVCapForConditionalGeneration`] that the method of the same name assembles.
+
+        Args:
+            encoder, language_model (`str` or `os.PathLike`): As there.
+            name_tokenizer (*optional*):
+                Tokenizer of the names, its folder or repo id. By default an EVCap's own, the language model's where it
+                embeds the names too (`tie_name_embeddings`), else BERT's (`google-bert/bert-base-uncased`).
+            image_processor (*optional*): Instead of the encoder's.
+            chat_template (`bool`, *optional*, defaults to `False`):
+                Write the prompt as the language model's own chat template says, and end captions with its end token.
+            processor_options (`dict`, *optional*): Arguments of the processor, such as `prompt`, `prompt_template` and
+                `caption_end`.
+            options: All others are as for the model.
+
+        Example:
+        ```python
+        >>> parts = ("google/siglip-base-patch16-224", "HuggingFaceTB/SmolLM2-135M-Instruct")
+        >>> options = {"chat_template": True, "processor_options": {"prompt": "Describe this photo."}}
+        >>> processor = EVCapProcessor.from_encoder_and_language_model_pretrained(*parts, **options)
+        >>> model = EVCapForConditionalGeneration.from_encoder_and_language_model_pretrained(
+        ...     *parts, processor=processor
+        ... )
+        ```
+        """
+        from .assembly_evcap import EVCapAssembly
+
+        return EVCapAssembly(cls, encoder, language_model, **options).processor
 
     @property
     def model_input_names(self) -> list[str]:

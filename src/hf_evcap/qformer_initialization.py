@@ -57,7 +57,7 @@ class QFormerStart:
     place: str = ""
 
 
-def random_seed(init: str) -> int | None:
+def _random_seed(init: str) -> int | None:
     """The seed of `"random"` or `"random:SEED"`; `None` for anything else."""
     found = re.fullmatch(r"random(?::(\d+))?", init)
     return None if found is None else int(found[1] or 0)
@@ -71,7 +71,7 @@ def start_image_qformer(init: str, download: Mapping[str, Any]) -> QFormerStart:
         init (`str`): `"random:SEED"`, or a folder or repo id of a BERT (as BLIP-2 began), a BLIP-2 or an EVCap.
         download (`Mapping[str, Any]`): Options of downloads.
     """
-    seed = random_seed(init)
+    seed = _random_seed(init)
     if seed is not None:
         return QFormerStart(seed)
     source = _open(init, "qformer_init", download)
@@ -83,19 +83,19 @@ def start_image_qformer(init: str, download: Mapping[str, Any]) -> QFormerStart:
     return QFormerStart(0, source.config.qformer_config, own, queries, trained=True, source=source, place="qformer.")
 
 
-def start_fusion_qformer(init: str, download: Mapping[str, Any]) -> QFormerStart:
+def start_fusion_qformer(init: str | ModelSource, download: Mapping[str, Any]) -> QFormerStart:
     """
     Finds the start of a fusion Q-Former.
 
     Args:
-        init (`str`): `"random:SEED"`, or a folder or repo id of an EVCap (its fusion), a BLIP-2 (its Q-Former, as far as
-            shapes allow) or a BERT.
+        init (`str` or [`ModelSource`]): `"random:SEED"`, or an EVCap (its fusion), a BLIP-2 (its Q-Former, as far as
+            shapes allow) or a BERT, by folder or repo id.
         download (`Mapping[str, Any]`): Options of downloads.
     """
-    seed = random_seed(init)
+    seed = _random_seed(init) if isinstance(init, str) else None
     if seed is not None:
         return QFormerStart(seed)
-    source = _open(init, "fusion_init", download)
+    source = _open(init, "fusion_init", download) if isinstance(init, str) else init
     if source.config.model_type == "bert":
         return QFormerStart(0, source.config, _from_bert(source), source=source)
     if source.config.model_type == "blip-2":
@@ -174,7 +174,6 @@ __all__ = [
     "QFormerStart",
     "fusion_from_blip2",
     "qformer_config",
-    "random_seed",
     "start_fusion_qformer",
     "start_image_qformer",
 ]

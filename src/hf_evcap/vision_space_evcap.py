@@ -98,7 +98,9 @@ def fit_vision_space(model: Any, processor: Any, photos: Sequence[Any], batch_si
         ValueError: The model retrieves in another space, or the photos are too few.
     """
     if model.config.retrieval_space != "vision":
-        raise ValueError(f"Only the retrieval space 'vision' is fitted; this model's is {model.config.retrieval_space!r}.")
+        raise ValueError(
+            f"Only the retrieval space 'vision' is fitted; this model's is {model.config.retrieval_space!r}."
+        )
     space, pooled = model.vision_space, []
     for start in range(0, len(photos), batch_size):
         batch = [load_photo(photo) for photo in photos[start : start + batch_size]]

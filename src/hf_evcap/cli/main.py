@@ -10,6 +10,7 @@ import sys
 
 # Verb -> (module in this package, what it does). A module has `make_parser()` and `main(argv)`.
 VERBS = {
+    "new": ("new", "put a captioner together from an encoder and a language model"),
     "caption": ("caption", "caption photos"),
     "memory": ("memory", "build, edit, inspect and publish visual-name memories"),
     "datastore": ("datastore", "build, edit, inspect and publish caption datastores"),

@@ -17,11 +17,11 @@ from transformers import AutoConfig, AutoTokenizer, BertTokenizer, GenerationCon
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils import logging
 
+from ..checkpoint_reader import read_pretrained, read_state_file
 from ..configuration_evcap import EVCapConfig
 from ..memory_evcap import VisualNameMemory
 from ..modeling_evcap import EVCapForConditionalGeneration
 from ..processing_evcap import EVCapProcessor
-from ..checkpoint_reader import read_pretrained, read_state_file
 from .conversion_report import ConversionReport, check_shapes
 from .reference_memory import load_evcap_memory
 

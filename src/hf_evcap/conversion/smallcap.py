@@ -12,11 +12,11 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPVisionConfig, GPT2Config
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import logging
 
+from ..checkpoint_reader import locate_file, read_pretrained
 from ..configuration_smallcap import SmallCapConfig
 from ..datastore_smallcap import CaptionDatastore
 from ..modeling_smallcap import SmallCapForConditionalGeneration
 from ..processing_smallcap import SmallCapProcessor
-from ..checkpoint_reader import locate_file, read_pretrained
 from .conversion_report import ConversionReport, check_shapes
 
 

@@ -73,6 +73,7 @@ def add_lora(
     parts = list(parts or model.lora_parts)
     if beside not in model.trainable_parts:
         raise ValueError(f"Unknown policy {beside!r} beside LoRA; this model has {', '.join(model.trainable_parts)}.")
+    model.begin_policy(beside)
     saved = [part for part in model.trainable_parts[beside] if part not in parts]
     modules_to_save = sorted({part for part in saved for name, _ in model.named_modules() if _ends_with(name, part)})
     heads = {id(model.get_output_embeddings())}

@@ -1,0 +1,154 @@
+"""`hf-evcap new`: a captioner put together from an encoder and a language model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+EXAMPLES = """examples:
+  hf-evcap new evcap --encoder Salesforce/blip2-flan-t5-xxl --language-model lmsys/vicuna-13b-v1.3 --out evcap-13b
+  hf-evcap new evcap --encoder google/siglip-base-patch16-224 --language-model HuggingFaceTB/SmolLM2-135M-Instruct \\
+      --chat-template --fit-vision-space photos/ --out evcap-small
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the verb's parser."""
+    parser = argparse.ArgumentParser(
+        prog="hf-evcap new",
+        description="Put a captioner together from pretrained parts, ready to be trained. An ID is a folder or a Hub "
+        "repo, 'org/name' or 'org/name@revision'.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    evcap = kinds.add_parser(
+        "evcap", help="an EVCap", description="Put an EVCap together from an encoder and a language model."
+    )
+    evcap.add_argument(
+        "--encoder",
+        required=True,
+        metavar="ID",
+        help="a BLIP-2, an EVCap (to change its language model), a vision tower (SigLIP, CLIP, DINOv2, ViT, ...), or "
+        "a .pth file of an EfficientNet-Lite",
+    )
+    evcap.add_argument("--memory", help="memory folder or Hub id to go with the model")
+    evcap.add_argument(
+        "--fusion-init",
+        metavar="blip2|random:SEED|ID",
+        help="what the fusion Q-Former starts from: the image Q-Former, chance, or an EVCap, a BLIP-2 or a BERT "
+        "(default: an EVCap's own, else blip2, or random where the image Q-Former is)",
+    )
+    evcap.add_argument(
+        "--qformer-init",
+        metavar="random:SEED|ID",
+        default="random:0",
+        help="what the image Q-Former of a vision tower starts from: chance, a BERT as BLIP-2 began, or the BLIP-2 or "
+        "EVCap of the same tower (default: %(default)s)",
+    )
+    evcap.add_argument(
+        "--name-tokenizer",
+        metavar="ID",
+        help="tokenizer of the names (default: an EVCap's own; the language model's where it embeds the names, as "
+        "with a small tower; else google-bert/bert-base-uncased)",
+    )
+    evcap.add_argument(
+        "--fit-vision-space",
+        metavar="PHOTOS",
+        help="folder of photos to which the retrieval space of a vision tower is fitted (default: plain pooled "
+        "features are compared)",
+    )
+    evcap.add_argument(
+        "--chat-template", action="store_true", help="prompt as the language model's chat template says"
+    )
+    evcap.add_argument("--prompt", help="what the language model is asked (default: the paper's)")
+    evcap.add_argument("--prompt-template", metavar="TEXT", help="text around it, with {image} and {prompt}")
+    _add_common(evcap)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--language-model", required=True, metavar="ID", help="any that AutoModelForCausalLM knows, or a .gguf file"
+    )
+    parser.add_argument("--gguf-file", metavar="FILE", help="GGUF file in it that holds the weights")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the model")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="further fields of the model's config, a JSON or YAML file"
+    )
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: the language model's)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is in DIR already")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Assembles and saves."""
+    arguments = make_parser().parse_args(argv)
+    if (arguments.out / "config.json").exists() and not arguments.overwrite:
+        raise FileExistsError(f"{arguments.out} holds a model already; choose another --out, or --overwrite it.")
+    fields = _read_fields(arguments.config)
+    model, processor = _new_evcap(arguments, fields)
+    model.save_pretrained(arguments.out)
+    processor.save_pretrained(arguments.out)
+    from ..hub.model_card import write_model_card
+
+    write_model_card(arguments.out, repo_id=arguments.out.name, memory=model.memory)
+    print(_describe(model, arguments.out))
+    return 0
+
+
+def _read_fields(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    import yaml
+
+    fields = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML, too
+    if not isinstance(fields, dict):
+        raise ValueError(f"{file} must hold a mapping of config fields, such as `num_name_query_tokens: 16`.")
+    return fields
+
+
+def _new_evcap(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[Any, Any]:
+    from ..modeling_evcap import EVCapForConditionalGeneration
+    from ..processing_evcap import EVCapProcessor
+
+    wording = {name: getattr(arguments, name) for name in ("prompt", "prompt_template")}
+    parts = (arguments.encoder, arguments.language_model)
+    options = {"qformer_init": arguments.qformer_init, "fusion_init": arguments.fusion_init, **fields}
+    options["gguf_file"] = arguments.gguf_file
+    if arguments.fit_vision_space is not None:
+        options["vision_space_photos"] = _photo_files(arguments.fit_vision_space)
+    processor = EVCapProcessor.from_encoder_and_language_model_pretrained(
+        *parts,
+        name_tokenizer=arguments.name_tokenizer,
+        chat_template=arguments.chat_template,
+        processor_options={name: value for name, value in wording.items() if value is not None},
+        **options,
+    )
+    model = EVCapForConditionalGeneration.from_encoder_and_language_model_pretrained(
+        *parts, memory=arguments.memory, processor=processor, dtype=arguments.dtype, **options
+    )
+    return model, processor
+
+
+def _photo_files(folder: str) -> list[str]:
+    from ..memory_building.photo_sources import PHOTO_SUFFIXES
+
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"--fit-vision-space needs a folder of photos; there is no folder {folder!r}.")
+    files = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"{folder!r} holds no photos.")
+    return files
+
+
+def _describe(model: Any, out: Path) -> str:
+    total = sum(parameter.numel() for parameter in model.parameters())
+    lines = [f"{type(model).__name__} of {total:,} parameters written to {out}"]
+    untrained = model.config.untrained_parts or []
+    if "qformer" in untrained:
+        lines.append(f"Its Q-Formers are untrained: train them, `hf-evcap train --model {out} --policy qformers ...`.")
+    if model.memory is None:
+        lines.append(f"It has no memory yet: `hf-evcap memory build PHOTOS --model {out} --out MEMORY`.")
+    return "\n".join(lines)
