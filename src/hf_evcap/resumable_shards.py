@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .processes import process_state
+from .whole_files import write_json
 
 
 PLAN_NAME = "plan.json"
@@ -75,9 +76,7 @@ class ResumableShards:
                 left.unlink()
             return
         self.work.mkdir(parents=True, exist_ok=True)
-        unfinished = self.work / f"{PLAN_NAME}.tmp"
-        unfinished.write_text(json.dumps(plan, indent=2), encoding="utf-8")
-        os.replace(unfinished, file)
+        write_json(file, plan)
 
     def items_of(self, shard: int) -> range:
         """Numbers of a shard's items."""

@@ -9,7 +9,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..datastore_smallcap import CaptionDatastore
-from ..memory_building.builder import BuildReport, EncodedRows, build_store
+from ..store_building import BuildReport, EncodedRows, build_store
 from .caption_sources import CaptionList
 
 
@@ -59,7 +59,7 @@ def build_datastore(
     retrieval: Mapping[str, Any] | None = None,
 ) -> BuildReport | None:
     """
-    Encodes captions into a datastore's folder; see [`~memory_building.builder.build_store`] for interruptions.
+    Encodes captions into a datastore's folder; see [`~store_building.build_store`] for interruptions.
 
     Args:
         encoder ([`~clip_encoder.ClipEncoder`] or [`OpenClipEncoder`]): Makes the keys.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..hub.card_facts import RESULTS_NAME, CardFacts, ResultRow, ResultTable, read_card_facts
 from ..hub.model_card import write_model_card
+from ..whole_files import write_json
 from .tables import metric_columns
 
 
@@ -81,7 +80,5 @@ def update_card(folder: str | Path, results: Mapping[str, Any]) -> Path:
         facts.tables.append(table)
     replaced = {(row.dataset, row.split, row.setting) for row in rows}
     table.rows = [row for row in table.rows if (row.dataset, row.split, row.setting) not in replaced] + rows
-    unfinished = file.with_suffix(".json.tmp")
-    unfinished.write_text(json.dumps(dataclasses.asdict(facts), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, file)
+    write_json(file, dataclasses.asdict(facts))
     return write_model_card(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import random
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -17,6 +16,7 @@ import jinja2
 
 from ..metrics.name_matching import NameMatcher
 from ..photo_loading import load_photo
+from ..whole_files import write_text
 from .tables import metric_columns
 
 
@@ -69,9 +69,7 @@ def write_report(
         ],
         settings=json.dumps(_settings(results), indent=2, ensure_ascii=False),
     )
-    unfinished = file.with_name(f"{file.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
+    write_text(file, text)
 
 
 def choose_photos(rows: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:

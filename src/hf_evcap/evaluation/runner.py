@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import datasets
 
 from ..caption_data import KNOWN_DATASETS, load_caption_data
 from ..processes import process_state
+from ..whole_files import write_json, write_text
 from .ablation_plot import plot_ablation
 from .arguments import EvaluationArguments
 from .captioner import caption_variant, describe_model, hash_dataset, load_pipeline
@@ -194,10 +194,10 @@ def _write(
         ],
     )
     rows = photo_rows(data, results, runs)
-    _replace(output / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(output / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     slim = [{name: value for name, value in one.items() if name != "cider_per_photo"} for one in results["variants"]]
     write_json(output / "results.json", {**results, "variants": slim})
-    _replace(output / "results.md", markdown_report(results))
+    write_text(output / "results.md", markdown_report(results))
     plot = output / "ablation.png"
     if arguments.ablate and results["variants"][0]["metrics"]:
         plot_ablation(results, plot)
@@ -235,14 +235,3 @@ def photo_rows(
                     entry["cider_without_memory"] = cider[place]
         rows.append(entry)
     return rows
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    _replace(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _replace(file: Path, text: str) -> None:
-    unfinished = file.with_name(f"{file.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)

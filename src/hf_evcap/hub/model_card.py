@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from ..hub_card import make_card, merge_cards, table_cell
 from ..hub_upload import CARD_NAME
+from ..whole_files import write_text
 from .architecture import FAMILIES, count_parameters
 from .card_facts import RESULTS_NAME, CardFacts, ResultTable, Training, read_card_facts
 
@@ -90,7 +91,7 @@ def write_model_card(folder: Path, **options: Any) -> Path:
     """Writes or brings up to date the card in a model's folder; see [`make_model_card`] for the options."""
     card = folder / CARD_NAME
     new = make_model_card(folder, **options)
-    card.write_text(merge_cards(new, card.read_text(encoding="utf-8") if card.is_file() else None), encoding="utf-8")
+    write_text(card, merge_cards(new, card.read_text(encoding="utf-8") if card.is_file() else None))
     return card
 
 

@@ -20,6 +20,7 @@ from ..memory_evcap import MANIFEST_NAME, VisualNameMemory
 from ..metrics import METRICS, metric_path
 from ..model_publishing import WEIGHT_FILES
 from ..model_repo import class_address, pipeline_entries
+from ..whole_files import write_json
 from .card_facts import RESULTS_NAME
 from .model_card import write_model_card
 from .ready_configs import find_config
@@ -110,10 +111,6 @@ def _link_files(folder: Path, target: Path) -> None:
             place.symlink_to(path.resolve())
 
 
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _prepare_model(folder: Path, target: Path, repo_id: str) -> ReadyRepo:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no model: config.json is missing.")
@@ -126,11 +123,11 @@ def _prepare_model(folder: Path, target: Path, repo_id: str) -> ReadyRepo:
     entries = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     entries["auto_map"] = {code._auto_class: class_address(code) for code in (type(config), model_class)}
     entries["custom_pipelines"] = pipeline_entries(pipeline_class)
-    _write_json(target / "config.json", entries)
+    write_json(target / "config.json", entries)
     if (folder / "processor_config.json").is_file():
         entries = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
         entries["auto_map"] = {processor_class._auto_class: class_address(processor_class)}
-        _write_json(target / "processor_config.json", entries)
+        write_json(target / "processor_config.json", entries)
     card = folder / CARD_NAME
     if card.is_file():
         (target / CARD_NAME).write_text(card.read_text(encoding="utf-8"), encoding="utf-8")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .builder import BuildReport, build_memory
+from ..store_building import BuildReport
+from .builder import build_memory
 from .photo_sources import NamedPhotos, annotated_boxes, dataset_rows, joined, photo_folder, photo_table
 
 

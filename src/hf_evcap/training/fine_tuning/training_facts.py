@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ...hub.card_facts import (
     StartedFrom,
     Training,
 )
+from ...whole_files import write_json
 from .training_arguments import DataArguments, ModelArguments
 
 
@@ -96,7 +96,7 @@ def write_training_facts(
         )
         facts.tables = [ResultTable("After training", [row], note="With the decoding settings of training.")]
     path = folder / RESULTS_NAME
-    path.write_text(json.dumps(dataclasses.asdict(facts), indent=2) + "\n", encoding="utf-8")
+    write_json(path, dataclasses.asdict(facts))
     return path
 
 
