@@ -131,3 +131,12 @@ def test_convert_memory(reference: SimpleNamespace, tmp_path: Path, capsys: pyte
     assert main(["convert", "memory", str(reference.memory), "--out", str(tmp_path / "memory")]) == 0
     assert "200 rows" in capsys.readouterr().out
     assert VisualNameMemory.from_pretrained(tmp_path / "memory").names == reference.expected["memory_names"]
+
+
+def test_a_model_of_another_kind_is_no_captioner(
+    photo_paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = SimpleNamespace(model=SimpleNamespace(), captions_photos=False)
+    monkeypatch.setattr("transformers.pipeline", lambda *args, **kwargs: other)
+    assert main(["caption", photo_paths[0], "--model", "org/other"]) == 1
+    assert "org/other is no captioner of this package but a SimpleNamespace" in capsys.readouterr().err

@@ -9,11 +9,9 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-
-PHOTO_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+from ..photo_files import list_photos
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,47 +59,35 @@ def find_photos(patterns: Iterable[str]) -> list[str]:
     photos: list[str] = []
     for pattern in patterns:
         if os.path.isdir(pattern):
-            found = sorted(str(path) for path in Path(pattern).rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+            found = list_photos(pattern)
         elif os.path.exists(pattern) or not glob.has_magic(pattern) or pattern.startswith(("http://", "https://")):
             found = [pattern]
         else:
             found = sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise FileNotFoundError(
-                f"No photos in {pattern!r}; known endings are {', '.join(sorted(PHOTO_SUFFIXES))}."
-            )
+            raise FileNotFoundError(f"No photos match {pattern!r}.")
         photos += found
     return photos
 
 
-def load_pipeline(arguments: argparse.Namespace) -> Any:
-    """Makes the pipeline that the options ask for."""
+def caption(arguments: argparse.Namespace, photos: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields each photo with the pipeline's answer for it, in order."""
     import transformers
-    from transformers import pipeline
+    from tqdm import tqdm
 
-    import hf_evcap
+    from ..pipeline_loading import load_pipeline
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("hf_evcap").setLevel(logging.ERROR)  # what is skipped is reported below
-    dtype = arguments.dtype or ("auto" if arguments.model else "float32")
-    memory = {"memory": arguments.memory} if arguments.memory else {}
-    return pipeline(
-        "image-text-to-text",
-        model=arguments.model or hf_evcap.default_model(),
+    logging.getLogger("hf_evcap").setLevel(logging.ERROR)  # what is skipped is reported in the answers
+    pipe = load_pipeline(
+        arguments.model,
         revision=arguments.revision,
+        memory=arguments.memory,
         device=arguments.device,
-        dtype=dtype,
-        trust_remote_code=arguments.trust_remote_code or None,
-        model_kwargs=memory,
+        dtype=arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
     )
-
-
-def caption(arguments: argparse.Namespace, photos: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields each photo with the pipeline's answer for it, in order."""
-    from tqdm import tqdm
-
-    pipe = load_pipeline(arguments)
     options = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.max_new_tokens, "text": arguments.text}
     given = {name: value for name, value in options.items() if value is not None}
     batch_size = max(1, min(arguments.batch_size, len(photos)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
+from ..photo_files import list_photos
 from . import memory_build
 from .store_verbs import StoreVerbs, load_captioner
 
@@ -61,16 +61,6 @@ def main(argv: list[str] | None = None) -> int:
     return arguments.run(arguments)
 
 
-def _photos(folder: str) -> list[str]:
-    from ..memory_building.photo_sources import PHOTO_SUFFIXES
-
-    files = [os.path.join(place, file) for place, _, files in os.walk(folder) for file in files]
-    photos = sorted(file for file in files if os.path.splitext(file)[1].lower() in PHOTO_SUFFIXES)
-    if not photos:
-        raise FileNotFoundError(f"{folder} holds no photos.")
-    return photos
-
-
 def _pairs(items: list[str]) -> dict[str, str]:
     pairs = {}
     for item in items:
@@ -107,7 +97,7 @@ def run_info(arguments: argparse.Namespace) -> int:
             import torch
 
             model, processor = load_captioner(arguments.model, memory)
-            files = _photos(arguments.probe)
+            files = list_photos(arguments.probe)
             probes = torch.cat([model.encode_memory_keys(processor, [file]) for file in files]).numpy()
         report = quality_report(memory, probes)
         if arguments.plot:
@@ -150,8 +140,8 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
     if arguments.known is None:
         raise ValueError("Give --known, a folder of held-out photos of things that the memory holds, or --off.")
     model, processor = load_captioner(arguments.model, memory)
-    known = best_similarities(model, processor, _photos(arguments.known))
-    unknown = best_similarities(model, processor, _photos(arguments.unknown)) if arguments.unknown else None
+    known = best_similarities(model, processor, list_photos(arguments.known))
+    unknown = best_similarities(model, processor, list_photos(arguments.unknown)) if arguments.unknown else None
     found = calibrate(known, unknown, arguments.keep)
     memory.retrieval["min_similarity"] = round(found.min_similarity, 6)
     print(f"min_similarity {found.min_similarity:.4f}: {found.known_kept:.1%} of {found.known} known photos kept")

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..photo_files import list_photos
+
 
 EXAMPLES = """examples:
   hf-evcap new evcap --encoder Salesforce/blip2-flan-t5-xxl --language-model lmsys/vicuna-13b-v1.3 --out evcap-13b
@@ -118,7 +120,7 @@ def _new_evcap(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[A
     options = {"qformer_init": arguments.qformer_init, "fusion_init": arguments.fusion_init, **fields}
     options["gguf_file"] = arguments.gguf_file
     if arguments.fit_vision_space is not None:
-        options["vision_space_photos"] = _photo_files(arguments.fit_vision_space)
+        options["vision_space_photos"] = list_photos(arguments.fit_vision_space)
     processor = EVCapProcessor.from_encoder_and_language_model_pretrained(
         *parts,
         name_tokenizer=arguments.name_tokenizer,
@@ -130,17 +132,6 @@ def _new_evcap(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[A
         *parts, memory=arguments.memory, processor=processor, dtype=arguments.dtype, **options
     )
     return model, processor
-
-
-def _photo_files(folder: str) -> list[str]:
-    from ..memory_building.photo_sources import PHOTO_SUFFIXES
-
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"--fit-vision-space needs a folder of photos; there is no folder {folder!r}.")
-    files = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"{folder!r} holds no photos.")
-    return files
 
 
 def _describe(model: Any, out: Path) -> str:

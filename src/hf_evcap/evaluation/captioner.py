@@ -13,35 +13,28 @@ import datasets
 import torch
 from tqdm import tqdm
 
+from ..pipeline_loading import load_pipeline
 from ..processes import process_state
 from ..resumable_shards import ResumableShards
 from ..weight_fingerprint import hash_tensors
 from .variants import Variant, applied, number_field, retrieve_nothing
 
 
-def load_pipeline(arguments: Any) -> Any:
+def evaluated_pipeline(arguments: Any) -> Any:
     """
     Makes the pipeline of the model that is evaluated, on this process's device.
 
     Args:
         arguments ([`EvaluationArguments`]): Its model, memory, device and dtype.
     """
-    from transformers import pipeline
-
-    import hf_evcap
-
-    memory = {} if arguments.memory in (None, "none") else {"memory": arguments.memory}
-    pipe = pipeline(
-        "image-text-to-text",
-        model=arguments.model or hf_evcap.default_model(),
+    pipe = load_pipeline(
+        arguments.model,
         revision=arguments.revision,
+        memory=None if arguments.memory == "none" else arguments.memory,
         device=arguments.device or process_state().device,
-        dtype=arguments.dtype or ("auto" if arguments.model else "float32"),
-        trust_remote_code=arguments.trust_remote_code or None,
-        model_kwargs=memory,
+        dtype=arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
     )
-    if not getattr(pipe, "captions_photos", False):
-        raise ValueError(f"{arguments.model} is no captioner of this package but a {type(pipe.model).__name__}.")
     if arguments.memory == "none":
         pipe.model.set_memory(None)
         for name, value in retrieve_nothing(pipe.model.config).items():

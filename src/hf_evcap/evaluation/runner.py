@@ -17,7 +17,7 @@ from ..processes import process_state
 from ..whole_files import write_json, write_text
 from .ablation_plot import plot_ablation
 from .arguments import EvaluationArguments
-from .captioner import caption_variant, describe_model, hash_dataset, load_pipeline
+from .captioner import caption_variant, describe_model, evaluated_pipeline, hash_dataset
 from .card import check_model_folder, update_card
 from .given_predictions import read_predictions
 from .published import published_results
@@ -67,7 +67,7 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
         runs = [(Variant(BASE), read_predictions(arguments.predictions, data["image_id"]), {})]
         values: dict[str, Any] = {}
     else:
-        pipe = load_pipeline(arguments)
+        pipe = evaluated_pipeline(arguments)
         model = describe_model(pipe, arguments)
         values = base_values(pipe.model, arguments)
         plan["model"] = {name: model[name] for name in ("type", "dtype", "weights_fingerprint")}

@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..photo_files import photos_below
 from ..photo_loading import load_photo
-
-
-PHOTO_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @dataclass
@@ -61,8 +59,8 @@ def photo_folder(folder: str | os.PathLike, source: str | None = None) -> NamedP
     folder = Path(folder)
     rows = []
     for sub in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = sorted(path for path in sub.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file())
-        rows += [{"image": str(file), "names": [sub.name], "source": source or folder.name} for file in files]
+        named = {"names": [sub.name], "source": source or folder.name}
+        rows += [{"image": file, **named} for file in photos_below(sub)]
     if not rows:
         raise FileNotFoundError(
             f"{folder} holds no photos in sub-folders named for what they show, such as {folder}/axolotl/1.jpg."
