@@ -16,8 +16,8 @@ from tiny_models import PHOTOS
 from tiny_smallcap import ENCODERS, make_model
 
 from hf_evcap import SmallCapForConditionalGeneration, SmallCapProcessor
+from hf_evcap.caption_data.caption_words import content_words
 from hf_evcap.training.from_scratch import smallcap_tiny
-from hf_evcap.training.from_scratch.caption_text import content_words
 from hf_evcap.training.from_scratch.smallcap_tiny import PromptDocuments, SmallCapTiny
 
 

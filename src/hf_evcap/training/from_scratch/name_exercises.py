@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from .caption_text import content_words
+from ...caption_data.caption_words import content_words
 
 
 OBJECT_TEMPLATES = (

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ... import default_model
+from ...caption_data.caption_words import content_words, normalize_caption
 from ...checkpoint_reader import read_pretrained
 from ...configuration_smallcap import SmallCapConfig
 from ...datastore_smallcap import CaptionDatastore
@@ -24,7 +25,7 @@ from ...image_processing_efficientnet_lite import EfficientNetLiteImageProcessor
 from ...modeling_smallcap import SmallCapForConditionalGeneration
 from ...processing_smallcap import SmallCapProcessor
 from ..feature_cache import cache_vision_features
-from .caption_text import agreement_weights, content_words, normalize_caption, read_captions
+from .caption_text import agreement_weights, read_captions
 from .caption_tokenizer import train_caption_tokenizer
 from .packed_captions import PackedCaptions, collate_packed
 from .stage_trainer import StageSettings, run_stage

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from .caption_text import SceneTextSimulator, content_words, normalize_caption, read_captions
+from ...caption_data.caption_words import content_words, normalize_caption
+from .caption_text import SceneTextSimulator, read_captions
 from .caption_tokenizer import train_caption_tokenizer
 from .name_exercises import NamedCaptionExercises, NameSource
 

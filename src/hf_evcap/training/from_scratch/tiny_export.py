@@ -12,10 +12,10 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from ...caption_data.caption_words import shared_words
 from ...memory_evcap import VisualNameMemory
 from ...modeling_evcap import EVCapForConditionalGeneration
 from ...processing_evcap import EVCapProcessor
-from .caption_text import shared_words
 from .tiny_data import open_photo
 from .tiny_recipe import TinyRecipe
 
