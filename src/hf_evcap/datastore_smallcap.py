@@ -13,6 +13,7 @@ from .retrieval_store import RetrievalStore
 from .store_card import DATASTORE_WORDS, store_card
 from .store_keys import KeyRows
 from .store_photos import PhotoRows
+from .store_snapshot import StoreSnapshot
 
 
 class CaptionDatastore(PhotoRows, RetrievalStore):
@@ -52,9 +53,6 @@ class CaptionDatastore(PhotoRows, RetrievalStore):
     format_name: ClassVar[str] = "caption-datastore"
     identity_columns: ClassVar[tuple[str, ...]] = ("image_id",)
 
-    _rows_of_image: dict[str, np.ndarray]
-    _rows_read: tuple[Any, int] | None = None  # the state of the store that `_rows_of_image` is of
-
     @property
     def captions(self) -> list[str]:
         """`list[str]`: The caption of each row."""
@@ -65,17 +63,13 @@ class CaptionDatastore(PhotoRows, RetrievalStore):
         """`list[str or None]`: The photo that each row's caption describes, where that is known."""
         return self.columns["image_id"].to_pylist()
 
-    def _set_up(self, columns: pa.Table, keys: KeyRows) -> None:
-        super()._set_up(_with_image_ids(columns), keys)
+    @classmethod
+    def _complete(cls, columns: pa.Table) -> pa.Table:
+        return _with_image_ids(columns)
 
-    def _append(self, new: pa.Table, keys: np.ndarray) -> Self:
-        return super()._append(_with_image_ids(new), keys)
-
-    def describe(self) -> dict[str, Any]:
-        """Says in numbers what the datastore holds; `images` are the photos that captions are known to describe."""
-        facts = super().describe()
-        ids = self.columns["image_id"]
-        images = len(ids.unique()) - bool(ids.null_count)
+    def _describe(self, rows: StoreSnapshot) -> dict[str, Any]:
+        facts, ids = super()._describe(rows), rows.columns["image_id"]
+        images = len(ids.unique()) - bool(ids.null_count)  # photos that captions are known to describe
         return {"rows": facts.pop("rows"), "captions": facts.pop("captions"), "images": images, **facts}
 
     # Making one
@@ -210,23 +204,7 @@ class CaptionDatastore(PhotoRows, RetrievalStore):
         Returns:
             `np.ndarray` of shape `(len(image_ids), n)`: Row ids, -1 where a photo has fewer rows than others.
         """
-        state = self.origin, len(self)
-        if self._rows_read is None or self._rows_read[0] is not state[0] or self._rows_read[1] != state[1]:
-            encoded = self.columns["image_id"].combine_chunks().dictionary_encode()
-            codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-            order = np.argsort(codes, kind="stable")
-            starts = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
-            self._rows_of_image = {
-                name: order[starts[place] : starts[place + 1]]
-                for place, name in enumerate(encoded.dictionary.to_pylist())
-            }
-            self._rows_read = state
-        none = np.zeros(0, np.int64)
-        found = [none if name is None else self._rows_of_image.get(str(name), none) for name in image_ids]
-        rows = np.full((len(found), max(map(len, found), default=0)), -1, dtype=np.int64)
-        for place, of_image in enumerate(found):
-            rows[place, : len(of_image)] = of_image
-        return rows
+        return _rows_of_images(self.snapshot, image_ids)
 
     def search(
         self,
@@ -248,6 +226,7 @@ class CaptionDatastore(PhotoRows, RetrievalStore):
             `scores` and `row_ids` of shape `(num_queries, min(k, rows))`, best first; -inf and -1 where exclusions
             leave fewer.
         """
+        rows = self.snapshot
         if exclude_image_ids is not None:
             if key_rows is not None:
                 raise ValueError("`exclude_image_ids` goes with a search in all rows; `key_rows` are some of them.")
@@ -256,13 +235,22 @@ class CaptionDatastore(PhotoRows, RetrievalStore):
                     f"`exclude_image_ids` must name one photo (or None) a query; got {len(exclude_image_ids)} for "
                     f"{len(queries)} queries."
                 )
-            own = self.rows_of_images(exclude_image_ids)
+            own = _rows_of_images(rows, exclude_image_ids)
             exclude_rows = own if exclude_rows is None else np.concatenate([np.asarray(exclude_rows), own], axis=1)
-        return super().search(queries, k, key_rows, exclude_rows)
+        return rows.search(queries, k, key_rows, exclude_rows, self.store_word)
 
     def card(self, manifest: Mapping[str, Any], repo_id: str | None = None) -> str:
         """The datastore card, with the metadata that the Hub reads."""
         return store_card(self, manifest, DATASTORE_WORDS, repo_id)
+
+
+def _rows_of_images(now: StoreSnapshot, image_ids: Sequence[Any]) -> np.ndarray:
+    known, none = now.rows_by_value("image_id"), np.zeros(0, np.int64)
+    found = [none if name is None else known.get(str(name), none) for name in image_ids]
+    rows = np.full((len(found), max(map(len, found), default=0)), -1, dtype=np.int64)
+    for place, of_image in enumerate(found):
+        rows[place, : len(of_image)] = of_image
+    return rows
 
 
 def _with_image_ids(columns: pa.Table) -> pa.Table:

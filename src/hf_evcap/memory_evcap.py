@@ -61,6 +61,7 @@ class VisualNameMemory(PhotoRows, RetrievalStore):
     format_name: ClassVar[str] = "visual-name-memory"
     max_text_characters: ClassVar[int] = 1000
     identity_columns: ClassVar[tuple[str, ...]] = ("kind",)
+    column_defaults: ClassVar[dict[str, Any]] = {"kind": "object"}
 
     @property
     def names(self) -> list[str]:
@@ -149,24 +150,29 @@ class VisualNameMemory(PhotoRows, RetrievalStore):
         Raises:
             ValueError: There is no such column, or it does not hold names.
         """
-        names = self.columns["name"].combine_chunks()
-        if column == "name":
-            return names
-        if column not in self.columns.column_names:
-            others = [name for name in self.columns.column_names if name.startswith("name")]
-            raise ValueError(f"The memory has no column {column!r} to name things by; it has {', '.join(others)}.")
-        wordings = self.columns[column].combine_chunks()
-        if not pa.types.is_string(wordings.type):
-            raise ValueError(f"The column {column!r} holds {wordings.type}, not names.")
-        worded = [None if not text or not text.strip() else text for text in wordings.to_pylist()]
-        return pa.array(
-            [other if other is not None else name for other, name in zip(worded, names.to_pylist(), strict=True)],
-            pa.string(),
-        )
+        return names_in(self.columns, column)
 
     def card(self, manifest: Mapping[str, Any], repo_id: str | None = None) -> str:
         """The memory card, with the metadata that the Hub reads."""
         return store_card(self, manifest, MEMORY_WORDS, repo_id)
+
+
+def names_in(columns: pa.Table, column: str) -> pa.Array:
+    """Names of a memory's rows as a column words them; see [`VisualNameMemory.names_in`]."""
+    names = columns["name"].combine_chunks()
+    if column == "name":
+        return names
+    if column not in columns.column_names:
+        others = [name for name in columns.column_names if name.startswith("name")]
+        raise ValueError(f"The memory has no column {column!r} to name things by; it has {', '.join(others)}.")
+    wordings = columns[column].combine_chunks()
+    if not pa.types.is_string(wordings.type):
+        raise ValueError(f"The column {column!r} holds {wordings.type}, not names.")
+    worded = [None if not text or not text.strip() else text for text in wordings.to_pylist()]
+    return pa.array(
+        [other if other is not None else name for other, name in zip(worded, names.to_pylist(), strict=True)],
+        pa.string(),
+    )
 
 
 class MemoryLayers:

@@ -57,6 +57,35 @@ model = SmallCapForConditionalGeneration.from_pretrained("org/model", memory="{r
 )
 
 
+def describe_rows(rows: Any, word: str) -> dict[str, Any]:
+    """
+    Says in numbers what a store holds: rows, texts, rows a text, sources, and who built it.
+
+    Args:
+        rows ([`StoreSnapshot`]): The rows.
+        word (`str`): What a text is called.
+    """
+    rows_per_text = Counter(rows.texts)
+    sources: Counter[str] = Counter()
+    if "source" in rows.columns.column_names:
+        sources = Counter(str(source) for source in rows.columns["source"].to_pylist())
+    return {
+        "rows": len(rows),
+        f"{word}s": len(rows_per_text),
+        "dim": rows.dim,
+        "dtype": rows.keys.dtype.name,
+        f"rows_per_{word}": {
+            "min": min(rows_per_text.values(), default=0),
+            "mean": len(rows) / max(len(rows_per_text), 1),
+            "max": max(rows_per_text.values(), default=0),
+        },
+        "sources": dict(sources.most_common()),
+        "columns": [rows.text_column, "key", *rows.further_columns],
+        **rows.settings.to_dict(),
+        "index_factory": rows.index_factory,
+    }
+
+
 def store_card(store: Any, manifest: Mapping[str, Any], words: CardWords, repo_id: str | None = None) -> str:
     """
     Writes the dataset card of a memory or datastore.
@@ -136,4 +165,4 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-__all__ = ["DATASTORE_WORDS", "MEMORY_WORDS", "CardWords", "store_card"]
+__all__ = ["DATASTORE_WORDS", "MEMORY_WORDS", "CardWords", "describe_rows", "store_card"]

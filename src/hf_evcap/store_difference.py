@@ -63,7 +63,7 @@ def key_bytes(keys: KeyRows) -> Iterator[bytes]:
 def compare_rows(old: Rows, new: Rows) -> StoreDifference:
     """Lists what leads from the old rows to the new ones."""
     (old_texts, old_ids, old_keys, old_columns), (new_texts, new_ids, new_keys, new_columns) = old, new
-    removed, added = _unmatched(old_ids, Counter(new_ids)), _unmatched(new_ids, Counter(old_ids))
+    removed, added = unmatched_rows(old_ids, new_ids), unmatched_rows(new_ids, old_ids)
     rows_removed, rows_added = Counter(old_texts[row] for row in removed), Counter(new_texts[row] for row in added)
     before, after = Counter(old_texts), Counter(new_texts)
     return StoreDifference(
@@ -88,12 +88,12 @@ def compare_rows(old: Rows, new: Rows) -> StoreDifference:
     )
 
 
-def _unmatched(rows: list[bytes], others: Counter[bytes]) -> list[int]:
-    """Rows that have no partner among the others, each of which pairs with one."""
-    left = []
+def unmatched_rows(rows: Sequence[bytes], others: Sequence[bytes]) -> list[int]:
+    """Rows that have no partner among the others, each of which pairs with one; both are given by their identities."""
+    partners, left = Counter(others), []
     for row, identity in enumerate(rows):
-        if others[identity] > 0:
-            others[identity] -= 1
+        if partners[identity] > 0:
+            partners[identity] -= 1
         else:
             left.append(row)
     return left
@@ -135,4 +135,4 @@ def _relabelled(
     return {text: rows for text, rows in changed.items() if rows}
 
 
-__all__ = ["StoreDifference", "compare_rows", "row_identities"]
+__all__ = ["StoreDifference", "compare_rows", "row_identities", "unmatched_rows"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from .store_files import (
     write_folder,
     write_rows,
 )
-from .store_index import finds_own_rows, read_index, write_flat_index
+from .store_index import read_index, write_flat_index
 from .store_keys import check_keys
+from .store_snapshot import PublishedState, StoreSnapshot
 
 
 logger = logging.get_logger(__name__)
@@ -41,9 +42,7 @@ logger = logging.get_logger(__name__)
 class HubStore:
     """Files and Hub repos of a [`RetrievalStore`], which this is a part of."""
 
-    repo_id: str | None
-    revision: str | None
-    _published_settings: dict[str, Any] | None = None
+    snapshot: StoreSnapshot
 
     def save_pretrained(self: Any, save_directory: str | os.PathLike, write_index: bool = True) -> None:
         """
@@ -57,16 +56,19 @@ class HubStore:
             write_index (`bool`, *optional*, defaults to `True`):
                 Whether to write `index.faiss`. Leave it out where size counts: it is rebuilt when needed.
         """
-        write_folder(save_directory, lambda folder: self._write_files(folder, write_index))
+        saved = self.copy()  # edits from now on are not in the save
+        write_folder(save_directory, lambda folder: saved._write_files(folder, write_index))
 
     def _write_files(self: Any, folder: Path, write_index: bool, repo_id: str | None = None) -> None:
-        write_rows(folder, row_batches(self.columns, self.key_rows, self.text_column), len(self), self.dim)
+        """Writes the files of a store that nobody edits meanwhile."""
+        rows = self.snapshot
+        write_rows(folder, row_batches(rows.columns, rows.keys, self.text_column), len(rows), rows.dim)
         if write_index:
-            index = None if self.exact else self.row_index()
+            index = None if rows.exact else rows.row_index()
             if index is not None:
-                index.write(folder / INDEX_NAME, self.key_rows)
-            elif self.exact:
-                write_flat_index(folder / INDEX_NAME, self.key_rows)
+                index.write(folder / INDEX_NAME, rows.keys)
+            elif rows.exact:
+                write_flat_index(folder / INDEX_NAME, rows.keys)
         manifest = self.manifest()
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
@@ -74,23 +76,21 @@ class HubStore:
 
     def manifest(self: Any) -> dict[str, Any]:
         """What `memory_config.json` says of the store."""
+        rows = self.snapshot
+        settings = rows.settings.to_dict()
         return {
             "format": self.format_name,
             "format_version": FORMAT_VERSION,
-            "rows": len(self),
-            f"{self.text_word}s": len(set(self.texts)),
-            "dim": self.dim,
-            "dtype": self.dtype,
+            "rows": len(rows),
+            f"{self.text_word}s": len(set(rows.texts)),
+            "dim": rows.dim,
+            "dtype": rows.keys.dtype.name,
             "metric": "inner product of L2-normalised keys",
-            "index_factory": self.index_factory,
-            "index_chosen_by_size": self._index_factory is None,
-            "sha256": self.fingerprint,
-            "columns_sha256": hash_columns(self.columns.select(self._further_columns())),
-            "encoder_fingerprint": self.encoder_fingerprint,
-            "query_tokens_hash": self.query_tokens_hash,
-            "preprocessing_hash": self.preprocessing_hash,
-            "retrieval": self.retrieval,
-            "licenses": self.licenses,
+            "index_factory": rows.index_factory,
+            "index_chosen_by_size": settings.pop("index_factory") is None,
+            "sha256": rows.fingerprint,
+            "columns_sha256": hash_columns(rows.columns.select(rows.further_columns)),
+            **settings,
             "package_version": _package_version(),
         }
 
@@ -156,7 +156,7 @@ class HubStore:
         snapshot = Path(downloaded)
         store = cls._read_files(snapshot / subfolder, memory_map)
         if repo_type == "dataset" and isinstance(store, cls):
-            store._set_published(repo_id, snapshot.name)  # the commit that the revision stood for
+            store._set_published(store.snapshot, repo_id, snapshot.name)  # the commit that the revision stood for
         return store
 
     @classmethod
@@ -183,7 +183,7 @@ class HubStore:
         )
         hashes = {"sha256": store.fingerprint}
         if "columns_sha256" in manifest:
-            hashes["columns_sha256"] = hash_columns(store.columns.select(store._further_columns()))
+            hashes["columns_sha256"] = hash_columns(store.columns.select(store.snapshot.further_columns))
         for name, value in hashes.items():
             if value != manifest.get(name):
                 raise ValueError(
@@ -192,23 +192,37 @@ class HubStore:
                     f"with `{cls.__name__}.from_rows` if the change is meant."
                 )
         if factory and not store.exact:  # the exact index costs no more to make than to read
-            index = read_index(folder / INDEX_NAME, factory, len(store), store.dim, memory_map)
-            if index is not None and not finds_own_rows(index, store.key_rows):
-                logger.warning(f"{folder / INDEX_NAME} does not find its own rows; it will be rebuilt from them.")
-                index = None
-            store.key_rows.buffer.index = index
+            store.key_rows.buffer.index = read_index(folder / INDEX_NAME, factory, store.key_rows, memory_map)
         return store
 
-    def _set_published(self: Any, repo_id: str, revision: str) -> None:
-        self.repo_id, self.revision = repo_id, revision
-        self._published_settings = copy.deepcopy(self.settings)
+    @property
+    def repo_id(self) -> str | None:
+        """`str` or `None`: The repo on the Hub that the rows came from or were pushed to; `None` after an edit."""
+        published = self.snapshot.published
+        return None if published is None else published.repo_id
 
     @property
-    def hub_reference(self: Any) -> dict[str, str] | None:
+    def revision(self) -> str | None:
+        """`str` or `None`: The commit of that repo that holds them."""
+        published = self.snapshot.published
+        return None if published is None else published.revision
+
+    def _set_published(self: Any, published: StoreSnapshot, repo_id: str, revision: str) -> None:
+        """Notes where the rows of a snapshot lie, unless they were edited since."""
+        state = PublishedState(repo_id, revision, published.settings)
+        self._edit(
+            lambda now: (
+                replace(now, published=state) if now.parts is published.parts and now.keys is published.keys else now
+            )
+        )
+
+    @property
+    def hub_reference(self) -> dict[str, str] | None:
         """`dict` or `None`: `repo_id` and `revision` on the Hub that hold just this; `None` after a change."""
-        if self.repo_id is None or self.settings != self._published_settings:
+        now = self.snapshot
+        if now.published is None or now.settings != now.published.settings:
             return None
-        return {"repo_id": self.repo_id, "revision": self.revision}
+        return {"repo_id": now.published.repo_id, "revision": now.published.revision}
 
     def push_to_hub(
         self: Any,
@@ -234,8 +248,9 @@ class HubStore:
         Returns:
             `str`: The commit, to pin as a revision.
         """
+        pushed = self.copy()  # edits from now on are not in the commit
         commit = push_saved(
-            lambda folder: self._write_files(folder, True, repo_id),
+            lambda folder: pushed._write_files(folder, True, repo_id),
             repo_id,
             repo_type="dataset",
             commit_message=commit_message or f"Upload {self.store_word}",
@@ -247,7 +262,7 @@ class HubStore:
             stale=[f"{DATA_FOLDER}/*", INDEX_NAME],
         )
         if not create_pr:
-            self._set_published(commit.repo_url.repo_id, commit.oid)
+            self._set_published(pushed.snapshot, commit.repo_url.repo_id, commit.oid)
         return commit.oid
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +139,48 @@ def search_parameters(index: Any, selector: Any) -> Any:
     return None
 
 
+class SharedUse:
+    """Lets many threads read side by side, or one change what they read; whoever waits to change it goes first."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._readers = 0
+        self._changing = False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Holds off changes."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._changing)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._readers -= 1
+                self._condition.notify_all()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Waits until nobody reads, and holds off readers and other changes."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._changing)
+            self._changing = True
+            self._condition.wait_for(lambda: not self._readers)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._changing = False
+                self._condition.notify_all()
+
+
 class RowIndex:
     """
-    An index over the rows of a [`KeyBuffer`], shared by all stores that look at the buffer.
+    An index over the rows of a [`KeyBuffer`], shared by all stores that look at the buffer, in any thread.
 
-    Rows written to the buffer are added to the index when it is next searched. Rows that a store has dropped stay in
-    the index and are passed over.
+    Rows written to the buffer are added to the index when it is next searched; searches wait for that, not for each
+    other. Rows that a store has dropped stay in the index and are passed over.
 
     Args:
         factory (`str`): FAISS factory string.
@@ -153,16 +192,31 @@ class RowIndex:
         self.factory = factory
         self.index = index
         self.file = file
+        self._use = SharedUse()
         self._selectors: list[tuple[KeyRows, int, Any]] = []  # for the last few sets of rows that were searched
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._use.reading():
+            return {"factory": self.factory, "index": self.index}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["factory"], state["index"])  # type: ignore[misc]
 
     def follow(self, buffer: KeyBuffer) -> None:
         """Adds the buffer's rows that the index does not hold yet."""
-        if self.index.ntotal == buffer.used:
+        if self.index.ntotal >= buffer.used:
             return
-        if self.file is not None:  # a memory-mapped index is read-only
-            self.index, self.file = import_faiss().read_index(str(self.file)), None
-        for start in range(self.index.ntotal, buffer.used, 16384):
-            self.index.add(normalize_keys(buffer.array[start : min(start + 16384, buffer.used)]))
+        with self._use.changing():
+            if self.file is not None:  # a memory-mapped index is read-only
+                self.index, self.file = self._in_memory(buffer), None
+            for start in range(self.index.ntotal, buffer.used, 16384):
+                self.index.add(normalize_keys(buffer.array[start : min(start + 16384, buffer.used)]))
+
+    def _in_memory(self, buffer: KeyBuffer) -> Any:
+        """What is memory-mapped, read as a whole; made anew where the file was replaced or is gone."""
+        rows = KeyRows(buffer, self.index.ntotal)
+        read = read_index(Path(str(self.file)), self.factory, rows, memory_map=False)
+        return make_index(self.factory, rows) if read is None else read.index
 
     def search(self, queries: np.ndarray, keys: KeyRows, k: int) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -177,9 +231,11 @@ class RowIndex:
             Scores and rows of shape `(num_queries, k)`, best first.
         """
         self.follow(keys.buffer)
-        slots = self.nearest_slots(queries, keys, min(k + max(REFINED_CANDIDATES, k), len(keys)))
+        with self._use.reading():
+            slots = self._nearest_slots(queries, keys, min(k + max(REFINED_CANDIDATES, k), len(keys)))
         present = slots >= 0
-        rows = slots.clip(min=0) if keys.slots is None else np.searchsorted(keys.slots, slots.clip(min=0))
+        places = keys.slots
+        rows = slots.clip(min=0) if places is None else np.searchsorted(places, slots.clip(min=0))
         candidates = keys.buffer.array[slots.clip(min=0)].astype(np.float32, copy=False)
         scores = np.einsum("qd,qcd->qc", queries, candidates) * keys.buffer.scale[slots.clip(min=0)]
         scores = np.where(present, scores, -np.inf)
@@ -190,7 +246,7 @@ class RowIndex:
             scores[short], rows[short] = exact_search(queries[short], keys, k)
         return scores.astype(np.float32), rows.astype(np.int64)
 
-    def nearest_slots(self, queries: np.ndarray, keys: KeyRows, k: int) -> np.ndarray:
+    def _nearest_slots(self, queries: np.ndarray, keys: KeyRows, k: int) -> np.ndarray:
         """Gives the buffer places of about the `k` nearest rows of each query, -1 where fewer were found."""
         if len(keys) == self.index.ntotal:
             return self.index.search(queries, k)[1]
@@ -216,11 +272,18 @@ class RowIndex:
         self._selectors = [*self._selectors[-3:], (keys, self.index.ntotal, selector)]
         return selector
 
+    def over(self, keys: KeyRows) -> Any:
+        """`faiss.Index`: Over exactly these rows, in their order."""
+        self.follow(keys.buffer)
+        with self._use.reading():
+            return self.index if len(keys) == self.index.ntotal else make_index(self.factory, keys)
+
     def write(self, file: Path, keys: KeyRows) -> None:
         """Writes an index over exactly these rows."""
         self.follow(keys.buffer)
-        index = self.index if len(keys) == self.index.ntotal else make_index(self.factory, keys)
-        import_faiss().write_index(index, str(file))
+        with self._use.reading():
+            index = self.index if len(keys) == self.index.ntotal else make_index(self.factory, keys)
+            import_faiss().write_index(index, str(file))
 
 
 def write_flat_index(file: Path, keys: KeyRows) -> None:
@@ -228,14 +291,14 @@ def write_flat_index(file: Path, keys: KeyRows) -> None:
     import_faiss().write_index(make_index("Flat", keys), str(file))
 
 
-def read_index(file: Path, factory: str, rows: int, dim: int, memory_map: bool) -> RowIndex | None:
+def read_index(file: Path, factory: str, keys: KeyRows, memory_map: bool) -> RowIndex | None:
     """
-    Reads a stored index if it can be of these rows; otherwise warns and returns `None`, so that it is built again.
+    Reads a stored index if it is of these rows; otherwise warns and returns `None`, so that it is built again.
 
     Args:
         file (`Path`): The index file.
         factory (`str`): FAISS factory string it was made by.
-        rows, dim (`int`): Shape of the keys.
+        keys ([`KeyRows`]): The rows.
         memory_map (`bool`): Leave the file on disk and read what a search needs.
     """
     if not file.is_file():
@@ -249,10 +312,15 @@ def read_index(file: Path, factory: str, rows: int, dim: int, memory_map: bool) 
         problem = _reason(error) if isinstance(error, RuntimeError) else "it asks for more memory than there is"
         logger.warning(f"{file} cannot be read ({problem}); the index will be rebuilt from the rows.")
         return None
-    if index.ntotal != rows or index.d != dim or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        logger.warning(f"{file} is stale: {index.ntotal} rows of {index.d} numbers, not {rows} of {dim}; rebuilt.")
+    if index.ntotal != len(keys) or index.d != keys.dim or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        found = f"{index.ntotal} rows of {index.d} numbers, not {len(keys)} of {keys.dim}"
+        logger.warning(f"{file} is stale: {found}; the index will be rebuilt from the rows.")
         return None
-    return RowIndex(factory, index, file if memory_map else None)
+    read = RowIndex(factory, index, file if memory_map else None)
+    if not finds_own_rows(read, keys):
+        logger.warning(f"{file} does not find its own rows; the index will be rebuilt from them.")
+        return None
+    return read
 
 
 def finds_own_rows(index: RowIndex, keys: KeyRows, probes: int = 16) -> bool:

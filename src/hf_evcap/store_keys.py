@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,9 +83,45 @@ def normalize_keys(keys: np.ndarray) -> np.ndarray:
     return keys / np.linalg.norm(keys, axis=1, keepdims=True)
 
 
+class GrowingNumbers:
+    """
+    Ascending whole numbers that grow at the end. What is written never changes, so [`KeyRows`] that look at its
+    beginning share it.
+
+    Args:
+        values (`np.ndarray` of shape `(length,)`): The first numbers; copied.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._room = np.empty(len(values) + len(values) // 4 + 64, dtype=np.int64)
+        self._room[: len(values)] = values
+        self._used = len(values)
+        self._lock = threading.Lock()
+
+    def first(self, length: int) -> np.ndarray:
+        """The first `length` numbers."""
+        return self._room[:length]
+
+    def followed_by(self, length: int, values: np.ndarray) -> GrowingNumbers:
+        """These numbers where others can be written behind the first `length`; otherwise a copy with room for them."""
+        with self._lock:
+            stop = length + len(values)
+            if self._used == length and stop <= len(self._room):
+                self._room[length:stop], self._used = values, stop
+                return self
+        return GrowingNumbers(np.concatenate([self.first(length), values]))
+
+    def __getstate__(self) -> np.ndarray:
+        return self._room[: self._used]
+
+    def __setstate__(self, state: np.ndarray) -> None:
+        self.__init__(state)  # type: ignore[misc]
+
+
 class KeyBuffer:
     """
-    Room for keys, filled from the start. Several [`KeyRows`] may look at it; what is written is never changed.
+    Room for keys, filled from the start. Several [`KeyRows`] may look at it, from any thread: what is written is never
+    changed, and rows are appended under a lock.
 
     Args:
         keys (`np.ndarray` of shape `(rows, dim)`): The first keys; copied.
@@ -94,20 +131,39 @@ class KeyBuffer:
 
     def __init__(self, keys: np.ndarray, spare: int, array: np.ndarray | None = None) -> None:
         self.array = np.empty((len(keys) + spare, keys.shape[1]), dtype=keys.dtype) if array is None else array
-        self.scale = np.empty(len(keys) + spare, dtype=np.float32)  # 1 / length of each key
+        self.scale = np.empty(len(self.array), dtype=np.float32)  # 1 / length of each key
+        self.numbers = np.empty(len(self.array), dtype=np.int64)  # of each row, which it keeps as long as it lives
         self.used = 0
+        self.lock = threading.Lock()
         self.index: Any = None  # a `RowIndex` over the buffer's rows, once one was needed
+        self.index_lock = threading.Lock()
         self.append(keys)
 
-    def append(self, keys: np.ndarray) -> None:
-        """Writes keys behind the last ones; there must be room."""
+    def append(self, keys: np.ndarray, numbers: np.ndarray | None = None) -> None:
+        """Writes keys behind the last ones; there must be room. Without `numbers`, rows are numbered through."""
         for start in range(0, len(keys), BLOCK_ROWS):
             block = keys[start : start + BLOCK_ROWS]
-            stop = self.used + len(block)
-            self.array[self.used : stop] = block
+            rows = slice(self.used, self.used + len(block))
+            self.array[rows] = block
+            self.numbers[rows] = (
+                np.arange(rows.start, rows.stop) if numbers is None else numbers[start : start + len(block)]
+            )
             with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # files are checked after reading
-                self.scale[self.used : stop] = 1 / np.linalg.norm(block.astype(np.float32, copy=False), axis=1)
-            self.used = stop
+                self.scale[rows] = 1 / np.linalg.norm(block.astype(np.float32, copy=False), axis=1)
+            self.used = rows.stop
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self.lock:
+            rows, index = slice(0, self.used), self.index
+        if index is not None and index.file is not None:
+            index = None  # it lies in a file of this machine
+        return {"array": self.array[rows], "numbers": self.numbers[rows], "index": index}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        array = state["array"]
+        self.__init__(array[:0], len(array) + len(array) // 4 + 64)  # type: ignore[misc]
+        self.append(array, state["numbers"])
+        self.index = state["index"]
 
 
 class KeyRows:
@@ -121,10 +177,10 @@ class KeyRows:
             Place of each row in the buffer, ascending; `None` when the rows are the buffer's first ones.
     """
 
-    def __init__(self, buffer: KeyBuffer, length: int, slots: np.ndarray | None = None) -> None:
+    def __init__(self, buffer: KeyBuffer, length: int, slots: np.ndarray | GrowingNumbers | None = None) -> None:
         self.buffer = buffer
         self.length = length
-        self.slots = slots
+        self._slots = GrowingNumbers(slots) if isinstance(slots, np.ndarray) else slots
         self._array: np.ndarray | None = None
 
     @classmethod
@@ -134,6 +190,14 @@ class KeyRows:
 
     def __len__(self) -> int:
         return self.length
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_array": None}
+
+    @property
+    def slots(self) -> np.ndarray | None:
+        """`np.ndarray` of shape `(length,)` or `None`: Place of each row in the buffer."""
+        return None if self._slots is None else self._slots.first(self.length)
 
     @property
     def dim(self) -> int:
@@ -149,54 +213,82 @@ class KeyRows:
     def array(self) -> np.ndarray:
         """`np.ndarray` of shape `(length, dim)`: All keys in order; a view if nothing was dropped."""
         if self._array is None:
-            slots = slice(0, self.length) if self.slots is None else self.slots
-            self._array = self.buffer.array[slots]
+            self._array = self._of_rows(self.buffer.array)
         return self._array
 
     @property
     def scale(self) -> np.ndarray:
         """`np.ndarray` of shape `(length,)`: What each key is multiplied by to be of unit length."""
-        return self.buffer.scale[slice(0, self.length) if self.slots is None else self.slots]
+        return self._of_rows(self.buffer.scale)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """`np.ndarray` of shape `(length,)`: Number of each row, ascending; it keeps it whatever happens to others."""
+        return self._of_rows(self.buffer.numbers)
+
+    def _of_rows(self, values: np.ndarray) -> np.ndarray:
+        slots = self.slots
+        return values[: self.length] if slots is None else values[slots]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Gives the keys of some rows, of shape `(len(rows), dim)`."""
-        return self.buffer.array[rows if self.slots is None else self.slots[rows]]
+        slots = self.slots
+        return self.buffer.array[rows if slots is None else slots[rows]]
 
     def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
         """Goes through the keys in order, at most `rows` at a time."""
+        slots = self.slots
         for start in range(0, self.length, rows):
             stop = min(start + rows, self.length)
-            yield self.buffer.array[start:stop] if self.slots is None else self.buffer.array[self.slots[start:stop]]
+            yield self.buffer.array[start:stop] if slots is None else self.buffer.array[slots[start:stop]]
 
-    def append(self, keys: np.ndarray) -> KeyRows:
-        """Gives these rows followed by others; costs their number, but for when the buffer has to move."""
+    def append(self, keys: np.ndarray, first_number: int) -> KeyRows:
+        """
+        Gives these rows followed by others; costs their number, but for when the buffer has to move.
+
+        Args:
+            keys (`np.ndarray` of shape `(rows, dim)`): Checked keys.
+            first_number (`int`): Number of the first of them, above those of all rows here.
+        """
+        numbers = np.arange(first_number, first_number + len(keys))
         length = self.length + len(keys)
-        buffer, end = self.buffer, self.length if self.slots is None else self.buffer.used
-        # Another memory may have written behind the rows that this one sees.
-        if end != buffer.used or buffer.used + len(keys) > len(buffer.array):
-            buffer = KeyBuffer(self.array, spare=len(keys) + length // 4 + 64)
-            buffer.append(keys)
-            return KeyRows(buffer, length)
-        slots = self.slots
-        if slots is not None:
-            slots = np.concatenate([slots, np.arange(buffer.used, buffer.used + len(keys))])
-        buffer.append(keys)
-        return KeyRows(buffer, length, slots)
+        buffer, slots = self.buffer, self._slots
+        with buffer.lock:
+            start = buffer.used
+            # Another store may have written behind the rows that this one sees.
+            if (slots is not None or self.length == start) and start + len(keys) <= len(buffer.array):
+                buffer.append(keys, numbers)
+                if slots is not None:
+                    slots = slots.followed_by(self.length, np.arange(start, start + len(keys)))
+                return KeyRows(buffer, length, slots)
+        moved = KeyBuffer(keys[:0], spare=length + length // 4 + 64)
+        own_numbers, done = self.numbers, 0
+        for block in self.blocks():
+            moved.append(block, own_numbers[done : done + len(block)])
+            done += len(block)
+        moved.append(keys, numbers)
+        return KeyRows(moved, length)
 
     def select(self, rows: np.ndarray) -> KeyRows:
         """Gives some of the rows, in ascending order."""
         rows = np.asarray(rows, dtype=np.int64)
-        slots = rows if self.slots is None else self.slots[rows]
-        return KeyRows(self.buffer, len(slots), slots)
+        slots = self.slots
+        return KeyRows(self.buffer, len(rows), rows if slots is None else slots[rows])
 
     def keep(self, rows: np.ndarray) -> KeyRows:
         """Gives some of the rows, in ascending order; keys move where most of the buffer would lie idle otherwise."""
         kept = self.select(rows)
-        return KeyRows.of(kept.array) if len(kept) * 2 < self.buffer.used else kept
+        return kept if len(kept) * 2 >= self.buffer.used else kept.moved(kept.array)
 
     def astype(self, dtype: Any) -> KeyRows:
         """Gives the same rows in another precision."""
-        return self if self.dtype == np.dtype(dtype) else KeyRows.of(check_keys(self.array, self.length, None, dtype))
+        return self if self.dtype == np.dtype(dtype) else self.moved(check_keys(self.array, self.length, None, dtype))
+
+    def moved(self, keys: np.ndarray) -> KeyRows:
+        """Gives rows of the same numbers with these keys, in a buffer of their own."""
+        buffer = KeyBuffer(keys[:0], spare=len(keys) + len(keys) // 4 + 64)
+        buffer.append(keys, self.numbers)
+        return KeyRows(buffer, len(keys))
 
 
 def exact_search(queries: np.ndarray, keys: KeyRows, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..store_files import INDEX_NAME, read_manifest
-from ..store_index import finds_own_rows, read_index
+from ..store_index import read_index
 
 
 def verify_store(source: str | os.PathLike, store_class: Any) -> list[str]:
@@ -34,8 +34,7 @@ def verify_store(source: str | os.PathLike, store_class: Any) -> list[str]:
     ]
     file = folder / INDEX_NAME
     if file.is_file() and len(store):
-        index = read_index(file, manifest["index_factory"], len(store), store.dim, memory_map=False)
-        if index is None or not finds_own_rows(index, store.key_rows, probes=256):
+        if read_index(file, manifest["index_factory"], store.key_rows, memory_map=False) is None:
             problems.append(f"{file} is not an index of these rows. Delete it, or save the {store.store_word} again.")
     return problems
 
