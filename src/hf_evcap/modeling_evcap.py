@@ -375,12 +375,16 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
     @property
     def retriever(self) -> NameRetriever | None:
         """[`NameRetriever`] or `None`: The attached memory, ready for search; it follows edits of the memory."""
-        return self._retriever_of(None, None)
+        retriever = self._retriever_of(None, None)
+        if retriever is not None:
+            retriever.ready()
+        return retriever
 
     def _retriever_of(self, memory: Any, name_column: str | None) -> NameRetriever | None:
-        if self._retrievers is None or self._retrievers.name_tokenizer is not self.name_tokenizer:
-            self._retrievers = Retrievers(self.name_tokenizer, self.config.max_name_length)
-        return self._retrievers.of(self._memory, memory, name_column, self.check_memory)
+        retrievers = self._retrievers
+        if retrievers is None or retrievers.name_tokenizer is not self.name_tokenizer:
+            retrievers = self._retrievers = Retrievers(self.name_tokenizer, self.config.max_name_length)
+        return retrievers.of(self._memory, memory, name_column, self.check_memory)
 
     @torch.no_grad()
     def retrieve_names(

@@ -262,11 +262,12 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
             if str(memory) not in self._loaded:
                 self._loaded[str(memory)] = CaptionDatastore.from_pretrained(memory)
             memory = self._loaded[str(memory)]
-        if self._retriever is None or self._retriever.memory is not memory or self._retriever.stale:
+        retriever = self._retriever
+        if retriever is None or retriever.memory is not memory:
             if memory is not self._datastore:
                 self.check_memory(memory)
-            self._retriever = CaptionRetriever(memory)
-        return self._retriever
+            retriever = self._retriever = CaptionRetriever(memory)
+        return retriever
 
     @torch.no_grad()
     def retrieve_captions(

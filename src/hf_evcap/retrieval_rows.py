@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from typing_extensions import Self
 
-from .retrieval_store import RetrievalStore
+from .store_keys import KeyRows
+from .store_snapshot import StoreSnapshot
 
 
 def keep_first(kept: torch.BoolTensor, k: int, *values: torch.Tensor, fill: Sequence[float]) -> list[torch.Tensor]:
@@ -19,77 +22,47 @@ def keep_first(kept: torch.BoolTensor, k: int, *values: torch.Tensor, fill: Sequ
     return [torch.where(present, value.gather(1, order), filler) for value, filler in zip(values, fill, strict=True)]
 
 
-class GrowingRows:
-    """A tensor with a value a row, to which rows are added without copying the others each time."""
-
-    def __init__(self, values: torch.Tensor) -> None:
-        self._room = values
-        self.values = values
-
-    def extend(self, values: torch.Tensor) -> None:
-        """Adds rows at the end."""
-        start, stop = len(self.values), len(self.values) + len(values)
-        if stop > len(self._room):
-            room = self._room.new_empty(stop + stop // 2)
-            room[:start] = self.values
-            self._room = room
-        self._room[start:stop] = values.to(self._room.device)
-        self.values = self._room[:stop]
-
-    def to(self, device: torch.device) -> None:
-        """Moves to a device, in place."""
-        self._room = self.values = self.values.to(device)
-
-
-class RowRetriever:
+class SearchableRows:
     """
-    A store's keys, ready for search on the device of the queries.
-
-    Follows the store: rows that were added to it are taken up, after any other edit the retriever is stale and has to
-    be made anew.
+    One snapshot of a store, ready for search on one device. Nothing of it changes, so that any number of threads may
+    search it while the store is edited.
 
     Args:
-        memory ([`RetrievalStore`]): The memory or datastore.
+        snapshot ([`StoreSnapshot`]): The rows.
+        earlier ([`SearchableRows`], *optional*):
+            Those of an earlier snapshot on the CPU; what they have in common is taken over.
     """
 
-    def __init__(self, memory: RetrievalStore) -> None:
-        self.memory = memory
-        self.origin = memory.origin
-        self.rows = 0
+    pools: dict[str, torch.LongTensor | None]
+
+    def __init__(self, snapshot: StoreSnapshot, earlier: Self | None = None) -> None:
+        self.snapshot = snapshot
+        self.rows = len(snapshot)
         self.device = torch.device("cpu")
-        self.exact = memory.exact
-        self.pools: dict[str, torch.LongTensor | None] = {}  # rows by `kind`; None stands for all of them
-        self._follow()
-
-    @property
-    def stale(self) -> bool:
-        """`bool`: Whether the store was edited since, otherwise than by adding rows."""
-        return self.memory.origin is not self.origin or self.memory.exact != self.exact
-
-    def _follow(self) -> None:
-        """Takes up the store's new rows; subclasses take up what else they keep of a row first."""
-        self.rows = len(self.memory)
-        self.keys: torch.Tensor | None = None
+        self.pools = {}  # rows by `kind`; None stands for all of them
+        self.keys: torch.Tensor | None = None  # where a search compares with every row
         self.key_scale: torch.Tensor | None = None
-        if self.exact:
-            self.keys = torch.from_numpy(self.memory.key_rows.array).float().to(self.device)
-            self.key_scale = torch.from_numpy(self.memory.key_rows.scale).to(self.device)
-        self._pool_cache: dict[str, Any] = {}
+        if snapshot.exact:
+            self.keys = torch.from_numpy(snapshot.keys.array).float()
+            self.key_scale = torch.from_numpy(snapshot.keys.scale)
+        self._pool_keys: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._pool_rows: dict[str, KeyRows] = {}
 
     def to(self, device: torch.device) -> Self:
-        """Takes up what was added to the store, and moves everything to a device, in place."""
-        if len(self.memory) != self.rows:
-            self._follow()
-        if self.device != device:
-            self.device = device
-            self._move(device)
-        return self
+        """The same on another device."""
+        moved = copy.copy(self)
+        moved.device = device
+        moved.pools = {kind: None if rows is None else rows.to(device) for kind, rows in self.pools.items()}
+        if self.keys is not None and self.key_scale is not None:
+            moved.keys, moved.key_scale = self.keys.to(device), self.key_scale.to(device)
+        moved._pool_keys = {}
+        return moved
 
-    def _move(self, device: torch.device) -> None:
-        self.pools = {kind: None if rows is None else rows.to(device) for kind, rows in self.pools.items()}
-        if self.exact:
-            self.keys, self.key_scale = self.keys.to(device), self.key_scale.to(device)
-        self._pool_cache.clear()
+    def under(self, snapshot: StoreSnapshot) -> Self:
+        """The same rows under a snapshot's other settings."""
+        other = copy.copy(self)
+        other.snapshot = snapshot
+        return other
 
     def nearest(
         self,
@@ -121,20 +94,20 @@ class RowRetriever:
         if wanted == 0:
             shape = (len(queries), 1 if any_query else queries.shape[1], 0)
             return queries.new_zeros(shape, dtype=torch.float), queries.new_zeros(shape, dtype=torch.long)
-        if self.exact:
-            keys, scale = self._pool_keys(kind, pool)
+        if self.keys is None:
+            scores, rows = self._search_index(queries, wanted, kind, pool, any_query)
+        else:
+            keys, scale = self._keys_of(kind, pool)
             similarities = torch.nn.functional.normalize(queries.float(), dim=-1) @ keys.T * scale
             if any_query:
                 similarities = similarities.amax(dim=1, keepdim=True)
             scores, rows = similarities.topk(wanted, dim=-1)
-        else:
-            scores, rows = self._search_index(queries, wanted, kind, pool, any_query)
         if pool is not None:
             rows = pool[rows]
         if exclude_rows is not None:
             excluded = (rows[..., None] == exclude_rows[:, None, None, :].to(rows.device)).any(-1)
             scores = scores.masked_fill(excluded, -torch.inf)
-        threshold = self.memory.min_similarity
+        threshold = self.snapshot.min_similarity
         if threshold is not None and kind != "scene":
             scores = scores.masked_fill(scores < threshold, -torch.inf)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
@@ -147,26 +120,26 @@ class RowRetriever:
 
     def unit_keys(self, rows: torch.LongTensor) -> torch.Tensor:
         """Keys of some rows at length 1, `(rows, dim)`."""
-        if self.exact:
-            keys = self.keys[rows]
-        else:
-            keys = torch.from_numpy(self.memory.key_rows.select(rows.cpu().numpy()).array).float().to(self.device)
-        return torch.nn.functional.normalize(keys, dim=-1)
+        if self.keys is not None:
+            return torch.nn.functional.normalize(self.keys[rows], dim=-1)
+        return torch.from_numpy(self.snapshot.unit_keys(rows.cpu().numpy())).to(self.device)
 
-    def _pool_keys(self, kind: str | None, pool: torch.LongTensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        if pool is None:
+    def _keys_of(self, kind: str | None, pool: torch.LongTensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if kind is None or pool is None:
             return self.keys, self.key_scale
-        if kind not in self._pool_cache:
-            self._pool_cache[kind] = self.keys[pool], self.key_scale[pool]
-        return self._pool_cache[kind]
+        if kind not in self._pool_keys:
+            self._pool_keys[kind] = self.keys[pool], self.key_scale[pool]
+        return self._pool_keys[kind]
 
     def _search_index(
         self, queries: torch.Tensor, k: int, kind: str | None, pool: torch.LongTensor | None, any_query: bool
     ) -> tuple[torch.Tensor, torch.LongTensor]:
-        if pool is not None and kind not in self._pool_cache:
-            self._pool_cache[kind] = self.memory.key_rows.select(pool.cpu().numpy())
-        key_rows = None if pool is None else self._pool_cache[kind]
-        found = self.memory.search(queries.reshape(-1, queries.shape[-1]), k, key_rows)
+        key_rows = None
+        if kind is not None and pool is not None:
+            if kind not in self._pool_rows:
+                self._pool_rows[kind] = self.snapshot.keys.select(pool.cpu().numpy())
+            key_rows = self._pool_rows[kind]
+        found = self.snapshot.search(queries.reshape(-1, queries.shape[-1]), k, key_rows)
         scores, rows = (torch.from_numpy(values).to(queries.device) for values in found)
         scores = scores.masked_fill(rows < 0, -torch.inf)  # an approximate index may find fewer
         if not any_query:
@@ -180,4 +153,73 @@ class RowRetriever:
         return scores.masked_fill(repeated, -torch.inf), rows
 
 
-__all__ = ["GrowingRows", "RowRetriever", "keep_first"]
+class RowRetriever:
+    """
+    A store attached to a model, which it follows: every call searches the rows that the store has when it begins, to
+    its end. After rows were added only they are made ready, after any other edit all are.
+
+    Args:
+        memory ([`RetrievalStore`]): The memory or datastore.
+    """
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()
+        self._ready: Any = None
+        self._elsewhere: dict[torch.device, Any] = {}  # the same on other devices
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_ready", "_elsewhere")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
+
+    def _prepare(self, snapshot: StoreSnapshot, earlier: Any) -> Any:
+        """Makes a snapshot ready for search on the CPU."""
+        return SearchableRows(snapshot, earlier)
+
+    def ready(self, device: torch.device | None = None) -> Any:
+        """
+        The store's present rows, ready for search.
+
+        Args:
+            device (`torch.device`, *optional*): Where; the CPU when absent.
+
+        Returns:
+            [`SearchableRows`], or what a retriever makes of them.
+        """
+        with self._lock:
+            now, earlier = self.memory.snapshot, self._ready
+            if earlier is None or earlier.snapshot is not now:
+                same_rows = earlier is not None and now.same_rows(earlier.snapshot)
+                self._ready = earlier.under(now) if same_rows else self._prepare(now, earlier)
+                self._elsewhere = {}
+            return self._on(device)
+
+    def _on(self, device: torch.device | None) -> Any:
+        if device is None or device == self._ready.device:
+            return self._ready
+        if device not in self._elsewhere:
+            self._elsewhere[device] = self._ready.to(device)
+        return self._elsewhere[device]
+
+    def nearest(self, queries: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.LongTensor]:
+        """Finds the present rows nearest to each query; see [`SearchableRows.nearest`]."""
+        return self.ready(queries.device).nearest(queries, *args, **kwargs)
+
+    @property
+    def rows(self) -> int:
+        """`int`: Rows that a call would search now."""
+        return self.ready().rows
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """`torch.Tensor` of shape `(rows, dim)` or `None`: What queries are multiplied by; `None` with an index."""
+        return self.ready().keys
+
+
+__all__ = ["RowRetriever", "SearchableRows", "keep_first"]

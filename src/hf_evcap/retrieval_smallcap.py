@@ -10,7 +10,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from .datastore_smallcap import CaptionDatastore
-from .retrieval_rows import RowRetriever, keep_first
+from .retrieval_rows import RowRetriever, SearchableRows, keep_first
 
 
 @dataclass
@@ -43,9 +43,8 @@ class SmallCapRetrievedCaptions(ModelOutput):
 
 class CaptionRetriever(RowRetriever):
     """
-    A datastore attached to a model: keys ready for search on the device of the queries.
-
-    Follows the datastore: rows that were added to it are taken up, after any other edit it is made anew.
+    A datastore attached to a model, which it follows: every call retrieves from the rows that the datastore has when
+    it begins.
 
     Args:
         memory ([`CaptionDatastore`]): The datastore.
@@ -73,21 +72,22 @@ class CaptionRetriever(RowRetriever):
         Raises:
             ValueError: The datastore has fewer rows that a photo may retrieve.
         """
-        self.to(queries.device)
+        datastore: SearchableRows = self.ready(queries.device)
         excluded = 0 if exclude_rows is None or not exclude_rows.numel() else int((exclude_rows >= 0).sum(-1).max())
-        if self.rows - excluded < k:
+        if datastore.rows - excluded < k:
             raise ValueError(
-                f"The datastore has {self.rows} captions, of which a photo may retrieve {self.rows - excluded}; a "
-                f"prompt has {k}. Add captions, or set `model.config.num_retrieved_captions`."
+                f"The datastore has {datastore.rows} captions, of which a photo may retrieve "
+                f"{datastore.rows - excluded}; a prompt has {k}. Add captions, or set "
+                "`model.config.num_retrieved_captions`."
             )
         wanted = k if training_retrieval is None else training_retrieval.candidates(k)
-        scores, rows = (found[:, 0] for found in self.nearest(queries[:, None], wanted, exclude_rows))
+        scores, rows = (found[:, 0] for found in datastore.nearest(queries[:, None], wanted, exclude_rows))
         kept = scores.isfinite()
         if training_retrieval is not None:
             kept = training_retrieval.kept(kept, k)
         scores, rows = keep_first(kept, k, scores, rows, fill=(0.0, -1))
         counts = (rows >= 0).sum(-1).tolist()
-        found = self.memory.columns.select(["caption", "image_id"]).take(rows[rows >= 0].cpu().numpy())
+        found = datastore.snapshot.columns.select(["caption", "image_id"]).take(rows[rows >= 0].cpu().numpy())
         captions, image_ids = iter(found["caption"].to_pylist()), iter(found["image_id"].to_pylist())
         return SmallCapRetrievedCaptions(
             [list(islice(captions, count)) for count in counts],

@@ -14,9 +14,9 @@ from typing_extensions import Self
 
 from .store_additions import AddedRows
 from .store_card import describe_rows
-from .store_checks import check_columns, check_comparable, check_text, select_rows, split_table
+from .store_checks import check_columns, check_comparable, check_text, select_rows, split_table, with_column
 from .store_difference import StoreDifference, compare_rows, unmatched_rows
-from .store_files import as_picture, row_batches
+from .store_files import row_batches
 from .store_hub import HubStore
 from .store_index import RowIndex, make_index
 from .store_keys import KEY_DTYPES, KeyRows, check_keys
@@ -269,15 +269,15 @@ class RetrievalStore(HubStore):
 
     # Editing it
 
-    def _edit(self, change: Callable[[StoreSnapshot], StoreSnapshot]) -> StoreSnapshot:
-        """The one place where the state is replaced: by what `change` makes of it, and not at all if that fails."""
+    def edit(self, change: Callable[[StoreSnapshot], StoreSnapshot]) -> StoreSnapshot:
+        """Swaps in what a function makes of the present state, as every edit does, and returns it."""
         with self._lock:
             self._snapshot = changed = change(self._snapshot)
         return changed
 
     def change_settings(self, change: Callable[[StoreSettings], StoreSettings]) -> Self:
         """Swaps in the settings that a function makes of the present ones."""
-        self._edit(lambda rows: rows.with_settings(change(rows.settings)))
+        self.edit(lambda rows: rows.with_settings(change(rows.settings)))
         return self
 
     def add(self, texts: Sequence[str], keys: Any, /, **columns: Any) -> Self:
@@ -297,7 +297,7 @@ class RetrievalStore(HubStore):
         new, checked = self._check_rows(texts, keys, before.dim, before.keys.dtype, columns)
         rows, count = before, len(checked)
         if count:
-            rows = self._edit(lambda rows: rows.followed_by(new, checked))
+            rows = self.edit(lambda rows: rows.followed_by(new, checked))
         self._of_thread.added = AddedRows(self, range(rows.next_number - count, rows.next_number))
         return self
 
@@ -305,20 +305,6 @@ class RetrievalStore(HubStore):
     def last_added(self) -> AddedRows | None:
         """[`AddedRows`] or `None`: What the calling thread added last to this store; other threads have their own."""
         return getattr(self._of_thread, "added", None)
-
-    def take_back(self, added: AddedRows) -> int:
-        """Removes added rows, as [`AddedRows.undo`] does; returns how many the store still held."""
-        count = 0
-
-        def without(rows: StoreSnapshot) -> StoreSnapshot:
-            nonlocal count
-            mask = np.ones(len(rows), dtype=bool)
-            mask[added.rows_in(rows)] = False
-            count = len(rows) - int(mask.sum())
-            return rows.keeping(mask) if count else rows
-
-        self._edit(without)
-        return count
 
     def remove(
         self, texts: Iterable[str] | None = None, /, *, rows: Iterable[int] | None = None, **columns: Any
@@ -343,7 +329,7 @@ class RetrievalStore(HubStore):
         """
         if texts is None and rows is None and not columns:
             raise ValueError(f"Say what to remove: {self.text_word}s, `rows`, or values of a column.")
-        self._edit(lambda now: now.keeping(~select_rows(self, now, texts, rows, columns)))
+        self.edit(lambda now: now.keeping(~select_rows(self, now, texts, rows, columns)))
         return self
 
     def rename(self, texts: Mapping[str, str], /) -> Self:
@@ -359,7 +345,7 @@ class RetrievalStore(HubStore):
                 rows.columns.set_column(place, self.text_column, words.take(encoded.indices)), rows.keys
             )
 
-        self._edit(renamed)
+        self.edit(renamed)
         return self
 
     def set_column(self, name: str, values: Mapping[str, Any] | Sequence[Any] | None) -> Self:
@@ -385,14 +371,9 @@ class RetrievalStore(HubStore):
                 new = [values.get(text, value) for text, value in zip(rows.texts, old, strict=True)]
             if len(new) != len(rows):
                 raise ValueError(f"Column {name!r} has {len(new)} values for {len(rows)} rows.")
-            array = as_picture(pa.array(new))
-            if known:
-                columns = columns.set_column(columns.column_names.index(name), name, array)
-            else:
-                columns = columns.append_column(name, array)
-            return rows.with_rows(self._complete(columns), rows.keys)
+            return rows.with_rows(self._complete(with_column(columns, name, pa.array(new))), rows.keys)
 
-        self._edit(changed)
+        self.edit(changed)
         return self
 
     # Making others of it
@@ -429,18 +410,9 @@ class RetrievalStore(HubStore):
         """
         rows, theirs = self._comparable(other)
         missing = unmatched_rows(theirs.identities(self.identity_columns), rows.identities(self.identity_columns))
-        ours, others = rows.settings, theirs.settings
-        merged = rows.with_settings(
-            replace(
-                ours,
-                licenses={**others.licenses, **ours.licenses},
-                encoder_fingerprint=ours.encoder_fingerprint or others.encoder_fingerprint,
-                query_tokens_hash=ours.query_tokens_hash or others.query_tokens_hash,
-                preprocessing_hash=ours.preprocessing_hash or others.preprocessing_hash,
-            )
-        )
+        merged = rows.with_settings(rows.settings.completed_by(theirs.settings))
         if len(missing):
-            keys = check_keys(theirs.keys.take(missing), len(missing), rows.dim, rows.keys.dtype)
+            keys = check_keys(theirs.keys.take(np.array(missing)), len(missing), rows.dim, rows.keys.dtype)
             merged = merged.followed_by(theirs.columns.take(pa.array(missing)), keys)
         return self._of(merged)
 

@@ -75,6 +75,13 @@ def check_columns(text_column: str, texts: list[str], columns: Mapping[str, Any]
     return pa.table(arrays)
 
 
+def with_column(columns: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """Puts a further column into a table, in the place of one of the same name where there is one."""
+    if name in columns.column_names:
+        return columns.set_column(columns.column_names.index(name), name, as_picture(values))
+    return columns.append_column(name, as_picture(values))
+
+
 def select_rows(
     store: Any,
     now: StoreSnapshot,
@@ -158,4 +165,4 @@ def check_comparable(rows: StoreSnapshot, theirs: StoreSnapshot, word: str) -> N
         )
 
 
-__all__ = ["check_columns", "check_comparable", "check_text", "select_rows", "split_table"]
+__all__ = ["check_columns", "check_comparable", "check_text", "select_rows", "split_table", "with_column"]

@@ -42,8 +42,6 @@ logger = logging.get_logger(__name__)
 class HubStore:
     """Files and Hub repos of a [`RetrievalStore`], which this is a part of."""
 
-    snapshot: StoreSnapshot
-
     def save_pretrained(self: Any, save_directory: str | os.PathLike, write_index: bool = True) -> None:
         """
         Writes a dataset folder: `data/*.parquet` (the truth), `index.faiss` (a cache of it), `memory_config.json`
@@ -154,9 +152,9 @@ class HubStore:
                 ],
             )
         snapshot = Path(downloaded)
-        store = cls._read_files(snapshot / subfolder, memory_map)
+        store: Any = cls._read_files(snapshot / subfolder, memory_map)
         if repo_type == "dataset" and isinstance(store, cls):
-            store._set_published(store.snapshot, repo_id, snapshot.name)  # the commit that the revision stood for
+            store._set_published(repo_id, snapshot.name)  # the commit that the revision stood for
         return store
 
     @classmethod
@@ -196,28 +194,29 @@ class HubStore:
         return store
 
     @property
-    def repo_id(self) -> str | None:
+    def repo_id(self: Any) -> str | None:
         """`str` or `None`: The repo on the Hub that the rows came from or were pushed to; `None` after an edit."""
         published = self.snapshot.published
         return None if published is None else published.repo_id
 
     @property
-    def revision(self) -> str | None:
+    def revision(self: Any) -> str | None:
         """`str` or `None`: The commit of that repo that holds them."""
         published = self.snapshot.published
         return None if published is None else published.revision
 
-    def _set_published(self: Any, published: StoreSnapshot, repo_id: str, revision: str) -> None:
-        """Notes where the rows of a snapshot lie, unless they were edited since."""
+    def _set_published(self: Any, repo_id: str, revision: str, pushed: StoreSnapshot | None = None) -> None:
+        """Notes where on the Hub the present rows lie, or those of a snapshot, unless they were edited since."""
+        published = pushed or self.snapshot
         state = PublishedState(repo_id, revision, published.settings)
-        self._edit(
+        self.edit(
             lambda now: (
                 replace(now, published=state) if now.parts is published.parts and now.keys is published.keys else now
             )
         )
 
     @property
-    def hub_reference(self) -> dict[str, str] | None:
+    def hub_reference(self: Any) -> dict[str, str] | None:
         """`dict` or `None`: `repo_id` and `revision` on the Hub that hold just this; `None` after a change."""
         now = self.snapshot
         if now.published is None or now.settings != now.published.settings:
@@ -262,7 +261,7 @@ class HubStore:
             stale=[f"{DATA_FOLDER}/*", INDEX_NAME],
         )
         if not create_pr:
-            self._set_published(pushed.snapshot, commit.repo_url.repo_id, commit.oid)
+            self._set_published(commit.repo_url.repo_id, commit.oid, pushed.snapshot)
         return commit.oid
 
 

@@ -22,8 +22,22 @@ class StoreSettings:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> StoreSettings:
         """Takes the arguments of a store's constructor; later changes of what was given do not reach it."""
-        given = {name: copy.deepcopy(value) for name, value in values.items() if value is not None}
-        return cls(**{**given, **{name: dict(given[name]) for name in ("retrieval", "licenses") if name in given}})
+        given: dict[str, Any] = {
+            name: copy.deepcopy(dict(value) if isinstance(value, Mapping) else value)
+            for name, value in values.items()
+            if value is not None
+        }
+        return cls(**given)
+
+    def completed_by(self, other: StoreSettings) -> StoreSettings:
+        """These settings, with the licences and the origin of keys that another store knows where these do not."""
+        return replace(
+            self,
+            licenses={**other.licenses, **self.licenses},
+            encoder_fingerprint=self.encoder_fingerprint or other.encoder_fingerprint,
+            query_tokens_hash=self.query_tokens_hash or other.query_tokens_hash,
+            preprocessing_hash=self.preprocessing_hash or other.preprocessing_hash,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a constructor takes them, for the caller to keep."""
@@ -48,7 +62,7 @@ class SettingsView(MutableMapping[str, Any]):
 
     def _change(self, change: Callable[[dict[str, Any]], Any]) -> None:
         def changed(settings: StoreSettings) -> StoreSettings:
-            values = dict(getattr(settings, self._name))
+            values: Any = dict(getattr(settings, self._name))
             change(values)
             return replace(settings, **{self._name: values})
 

@@ -171,6 +171,10 @@ class StoreSnapshot:
         """Whether the rows are those of an earlier snapshot, in the same places, and maybe others after them."""
         return self.origin is earlier.origin and len(self) >= len(earlier)
 
+    def same_rows(self, other: StoreSnapshot) -> bool:
+        """Whether only settings that do not touch the rows or their index differ."""
+        return self.parts is other.parts and self.keys is other.keys and self.origin is other.origin
+
     # Searching
 
     @property

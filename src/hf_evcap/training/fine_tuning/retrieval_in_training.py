@@ -12,6 +12,7 @@ import torch
 from transformers.utils import logging
 
 from ...photo_loading import hash_photo, load_photo
+from ...store_keys import dictionary_codes
 
 
 logger = logging.get_logger(__name__)
@@ -57,8 +58,7 @@ class OwnRows:
 
     def __init__(self, memory: Any) -> None:
         self.memory = memory
-        self.origin: Any = None
-        self.rows = 0
+        self._seen: Any = None  # the snapshot that is taken up
         self._keys: list[np.ndarray] = []
         self._sorted: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -69,23 +69,15 @@ class OwnRows:
 
     def _follow(self) -> None:
         """Takes up new rows; after any other edit, all rows."""
-        if self.memory.origin is not self.origin:
-            self.origin, self.rows, self._keys = self.memory.origin, 0, []
-        if self.rows == len(self.memory) and self._keys:
+        now, seen = self.memory.snapshot, self._seen
+        if now is seen:
             return
-        columns = self.memory.columns
-        new = [self._column_keys(columns, name) for name in (*ID_COLUMNS, HASH_COLUMN)]
-        self._keys = [np.concatenate(pair) for pair in zip(self._keys, new, strict=True)] if self._keys else new
+        start = len(seen) if seen is not None and now.extends(seen) else 0
+        new = [_column_keys(now.columns.slice(start), name) for name in (*ID_COLUMNS, HASH_COLUMN)]
+        self._keys = [np.concatenate(pair) for pair in zip(self._keys, new, strict=True)] if start else new
         orders = [np.argsort(keys, kind="stable") for keys in self._keys]
         self._sorted = [(keys[order], order) for keys, order in zip(self._keys, orders, strict=True)]
-        self.rows = len(self.memory)
-
-    def _column_keys(self, columns: Any, name: str) -> np.ndarray:
-        if name not in columns.column_names:
-            return np.zeros(len(self.memory) - self.rows, dtype=np.int64)
-        encoded = columns[name].slice(self.rows).combine_chunks().dictionary_encode()
-        keys = np.array([_key(value) for value in encoded.dictionary.to_pylist()] + [0], dtype=np.int64)
-        return keys[encoded.indices.fill_null(len(keys) - 1).to_numpy(zero_copy_only=False)]
+        self._seen = now
 
     def __call__(self, keys: np.ndarray) -> list[np.ndarray]:
         """
@@ -104,6 +96,15 @@ class OwnRows:
                 if keys[place, which]:
                     found[place].append(order[start:end])
         return [np.unique(np.concatenate([np.zeros(0, np.int64), *rows])) for rows in found]
+
+
+def _column_keys(columns: Any, name: str) -> np.ndarray:
+    """A key of each row's value in a column, 0 for none."""
+    if name not in columns.column_names:
+        return np.zeros(len(columns), dtype=np.int64)
+    encoded = columns[name].combine_chunks().dictionary_encode()
+    keys = np.array([_key(value) for value in encoded.dictionary.to_pylist()] + [0], dtype=np.int64)
+    return keys[dictionary_codes(encoded)]  # -1, for a missing value, is the last
 
 
 class TrainingRetrieval:
