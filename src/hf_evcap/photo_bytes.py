@@ -1,4 +1,4 @@
-"""Where the bytes of a photo come from: files, URLs, `data:` URIs, base64, streams. Nothing is read without a limit."""
+"""Where the bytes of a photo come from: files, URLs, `data:` URIs, base64, streams. All is read within limits."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ MAX_BYTES = 256 << 20  # of a photo by URL or from a stream, encoded
 URL_SECONDS = 60.0
 _BLOCK = 1 << 16
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# How `datasets` names photos of a Hub repo or inside an archive: `zip://photo.jpg::hf://datasets/org/name/photos.zip`.
+_ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "zstd://")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _LONGEST_PATH = 300  # longer strings are taken for base64, if no file has that name
 # How encoded photos begin, by which a short string of base64 is told from the name of a missing file.
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0", b"\0\0\1\0", b"P6\n")
+_SIGNATURES = (
+    b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0", b"P6\n",
+)  # fmt: skip
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -76,12 +80,14 @@ def open_photo(source: Any, timeout: float | None = None) -> BinaryIO:
         return io.BytesIO(_download(text, URL_SECONDS if timeout is None else timeout))
     if text[:5].lower() == "data:":
         return io.BytesIO(_decode_data_uri(text))
+    if text.startswith("hf://") or ("::" in text and text.startswith(_ARCHIVES)):
+        return io.BytesIO(_read_inside(text))
     try:
         return _open_file(source)
     except OSError:
         decoded = None if os.path.lexists(source) else decode_base64(text)
         long = len(text) > _LONGEST_PATH
-        if decoded and (long or decoded.startswith(_SIGNATURES)):
+        if decoded and (long or len(decoded) > 12 and decoded.startswith(_SIGNATURES)):
             return io.BytesIO(decoded)
         if long:
             raise ValueError(f"Could not read {describe(source)}: it is neither a path nor base64.") from None
@@ -121,6 +127,22 @@ def _check_regular(name: str, mode: int) -> None:
         raise ValueError(f"Could not read {describe(name)}: it is {kind}. Give a file, or the bytes.")
 
 
+def _read_inside(name: str) -> bytes:
+    """Content of a file in a Hub repo or an archive."""
+    *_, outermost = name.split("::")
+    if not outermost.startswith("hf://"):
+        _open_file(outermost).close()  # an archive is a regular file
+    try:
+        import fsspec
+
+        with fsspec.open(name, "rb") as opened:
+            return _read_stream(opened)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, f"There is no file for {describe(name)}.") from error
+    except Exception as error:  # archives of every kind, the Hub and the way to it fail in as many ways
+        raise ValueError(f"Could not read {describe(name)}: {error}.") from error
+
+
 def _read_stream(stream: Any) -> bytes:
     if getattr(stream, "seekable", bool)():
         stream.seek(0)
@@ -153,7 +175,7 @@ def _decode_data_uri(text: str) -> bytes:
     """Bytes of a `data:` URI by RFC 2397: base64, or percent-encoded."""
     head, comma, content = text.partition(",")
     if not comma:
-        raise ValueError("Could not read the photo: a data: URI has a comma in front of its content; this one has none.")
+        raise ValueError("Could not read the photo: a data: URI has a comma in front of its content.")
     raw = unquote_to_bytes(content)
     if head.lower().rstrip().rpartition(";")[2].strip() != "base64":
         return raw

@@ -33,7 +33,7 @@ _TURNS = {
 }
 _EXIF_ERRORS = (
     ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
-    struct.error,
+    Warning, struct.error,
 )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         photo = _flatten(image, sixteen_bit)
     else:
         brightest = max(_brightest(strip) for _, strip in _strips(image, scale)) if image.mode in ("I", "F") else None
-        photo = Image.new("RGB", tuple(-(-side // scale) for side in image.size))
+        photo = Image.new("RGB", (-(-image.width // scale), -(-image.height // scale)))
         for top, strip in _strips(image, scale):
             photo.paste(_flatten(strip, sixteen_bit, brightest).reduce(scale), (0, top // scale))
     turn = _TURNS.get(_orientation(image))
@@ -114,17 +114,17 @@ def load_photo(source: Any, timeout: float | None = None) -> Image.Image:
     179 million, Pillow's limit against decompression bombs, are refused.
 
     Args:
-        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview`, stream, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `dict`):
-            Path, URL, `data:` URI, base64 string, encoded bytes or a binary stream of them, an image, pixels of shape
-            `(height, width[, channels])` or `(3, height, width)` as 8-bit integers or as floats from 0 to 1, or a row
-            `{"bytes": ..., "path": ...}` as `datasets` stores images.
+        source (`str`, `os.PathLike`, bytes, stream, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `dict`):
+            Path, URL, `data:` URI, base64 string, encoded bytes (`bytes`, `bytearray`, `memoryview`) or a binary
+            stream of them, an image, pixels of shape `(height, width[, channels])` or `(3, height, width)` as 8-bit
+            integers or as floats from 0 to 1, or a row `{"bytes": ..., "path": ...}` as `datasets` stores images.
         timeout (`float`, *optional*, defaults to 60): Seconds within which a URL must have answered whole.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is not an image, is truncated, has too many pixels, is no regular file, or cannot be downloaded.
         TypeError: It is nothing of the above.
-    """  # fmt: skip
+    """
     if isinstance(source, dict):
         source = _of_row(source)
     if _is_array(source):

@@ -12,7 +12,8 @@ from transformers import GenerationMixin, ImageTextToTextPipeline, Pipeline
 from transformers.utils import logging
 
 from .hub_upload import take_hub_arguments
-from .photo_loading import load_photo
+from .photo_datasets import undecoded
+from .photo_loading import is_photo, load_photo
 from .store_photos import check_preprocessing
 
 
@@ -130,6 +131,7 @@ class CaptioningPipeline(ImageTextToTextPipeline):
             images = list(images)
         if isinstance(images, list) and not images:
             return []
+        images = undecoded(images)
         if _is_iterable_dataset(images):
             images = (row for row in images)
         return Pipeline.__call__(self, images, **kwargs)
@@ -214,7 +216,7 @@ class CaptioningPipeline(ImageTextToTextPipeline):
 
 def _is_iterable_dataset(images: Any) -> bool:
     """Whether rows come from something to iterate that is neither a sequence of photos nor a photo itself."""
-    if isinstance(images, (str, bytes, dict, list, Image.Image, torch.Tensor)) or hasattr(images, "__array__"):
+    if isinstance(images, list) or hasattr(images, "__array__") or is_photo(images):
         return False
     return hasattr(images, "__iter__") and not isinstance(images, torch.utils.data.Dataset)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from .photo_datasets import undecoded
 from .photo_loading import load_photo
 
 
@@ -55,7 +56,7 @@ class PhotoRows:
             **settings,
         )
         start = 0
-        for batch in batched(dataset, batch_size):
+        for batch in batched(undecoded(dataset), batch_size):
             for column in (image_column, text_column, *columns.values()):
                 if column not in batch[0]:
                     raise ValueError(f"The dataset has no column {column!r}; it has {', '.join(batch[0])}.")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..photo_datasets import undecoded
 from ..photo_files import photos_below
 from ..photo_loading import load_photo
 
@@ -150,6 +151,7 @@ def dataset_rows(
     for column in (image_column, name_column, *columns):
         if column not in dataset.column_names:
             raise ValueError(f"The dataset has no column {column!r}; it has {', '.join(dataset.column_names)}.")
+    fingerprint, dataset = dataset._fingerprint, undecoded(dataset)
     feature = dataset.features[name_column]
     feature = getattr(feature, "feature", feature)
     class_names = getattr(feature, "names", None)
@@ -164,7 +166,7 @@ def dataset_rows(
             **{column: row[column] for column in columns},
         }
 
-    settings = [dataset._fingerprint, len(dataset), image_column, name_column, list(columns), source]
+    settings = [fingerprint, len(dataset), image_column, name_column, list(columns), source]
     identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     return NamedPhotos(len(dataset), get, identity, {})
 

@@ -11,6 +11,7 @@ import pyarrow
 import torch
 from transformers.utils import logging
 
+from ...photo_datasets import undecoded
 from ...photo_loading import load_photo
 
 
@@ -102,13 +103,6 @@ def _label(number: int, image_id: Any) -> str:
     return f"Photo {number} of the dataset" + (f" (image_id {image_id!r})" if image_id is not None else "")
 
 
-def _undecoded(dataset: Any) -> Any:
-    """The dataset with photos as bytes or paths: a damaged one is then named instead of breaking the row access."""
-    if isinstance((dataset.features or {}).get("image"), datasets.Image):
-        return dataset.cast_column("image", datasets.Image(decode=False))
-    return dataset
-
-
 def _check_columns(dataset: Any) -> None:
     columns = dataset.column_names
     if columns is not None and ("captions" not in columns or not {"image", "vision_hidden_states"} & set(columns)):
@@ -147,7 +141,7 @@ class CaptionExamples(_CheckedCaptions, torch.utils.data.Dataset):
     ) -> None:
         super().__init__(processor, captions, max_caption_length, truncate, on_error, seed)
         _check_columns(dataset)
-        self.dataset = _undecoded(dataset)
+        self.dataset = undecoded(dataset)
         texts = self.dataset.select_columns(["captions"])[:]["captions"]
         ids = self.dataset.select_columns(["image_id"])[:]["image_id"] if "image_id" in dataset.column_names else None
         self.references = {
@@ -211,7 +205,7 @@ class StreamedCaptionExamples(_CheckedCaptions, torch.utils.data.IterableDataset
     ) -> None:
         super().__init__(processor, captions, max_caption_length, truncate, on_error, seed)
         _check_columns(dataset)
-        self.dataset = _undecoded(dataset)
+        self.dataset = undecoded(dataset)
         self._unreadable = torch.zeros((), dtype=torch.long).share_memory_()
 
     @property
