@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import tiny_smallcap
 from tiny_clip import CAPTIONS, write_clip
 
 from hf_evcap import CaptionDatastore, ClipEncoder
@@ -227,6 +228,15 @@ def test_keys_of_photos(tiny_dir: Path, tmp_path: Path, photo_paths: list[str], 
     assert made.encoder_fingerprint is not None
     assert run("build", file, "--out", tmp_path / "x") == 1
     assert "Give either --clip, for keys of the captions, or --model" in capsys.readouterr().err
+
+
+def test_a_model_without_keys_of_photos(tmp_path: Path, photo_paths: list[str], capsys: Any) -> None:
+    model = tiny_smallcap.make_model(datastore=False, retrieval_space="external")
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "photos.jsonl"
+    file.write_text(json.dumps({"image": photo_paths[0], "image_id": "a", "captions": ["a cat"]}), encoding="utf-8")
+    assert run("build", file, "--model", tmp_path / "model", "--out", tmp_path / "store") == 1
+    assert "is a SmallCapForConditionalGeneration that makes no keys of photos" in capsys.readouterr().err
 
 
 def test_another_clip_is_told(clip_dir: Path, datastore: CaptionDatastore, tmp_path: Path, capsys: Any) -> None:

@@ -112,6 +112,24 @@ def follow_recipe(arguments: argparse.Namespace, parser: argparse.ArgumentParser
     return arguments
 
 
+def load_encoder(source: str, device: Any) -> tuple[Any, Any]:
+    """
+    Loads the model whose encoder makes the keys of photos, without a store of its own, and its processor.
+
+    Raises:
+        ValueError: The model makes no keys of photos.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(source, memory=False).to(device).eval()
+    if getattr(model, "memory_key_size", None) is None:
+        raise ValueError(
+            f"{source} is a {type(model).__name__} that makes no keys of photos; give --model a captioner that "
+            "retrieves with its own vision encoder."
+        )
+    return model, AutoProcessor.from_pretrained(source)
+
+
 def print_report(report: Any, out: str, items: str = "photos") -> int:
     """Says what a build did; only the main process has a report."""
     if report is not None:
@@ -122,4 +140,12 @@ def print_report(report: Any, out: str, items: str = "photos") -> int:
     return 0
 
 
-__all__ = ["RECIPES", "add_build_options", "add_build_verb", "build_options", "follow_recipe", "print_report"]
+__all__ = [
+    "RECIPES",
+    "add_build_options",
+    "add_build_verb",
+    "build_options",
+    "follow_recipe",
+    "load_encoder",
+    "print_report",
+]

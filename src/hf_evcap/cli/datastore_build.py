@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .build_options import RECIPES, add_build_options, add_build_verb, build_options, print_report
+from .build_options import RECIPES, add_build_options, add_build_verb, build_options, load_encoder, print_report
 
 
 DESCRIPTION = f"""Build a datastore. SOURCE is one of
@@ -100,8 +100,6 @@ def _from_captions(arguments: argparse.Namespace) -> int:
 
 
 def _from_photos(arguments: argparse.Namespace) -> int:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
     from ..datastore_building import captioned_photos, photos_with_captions_within
     from ..datastore_smallcap import CaptionDatastore
     from ..memory_building import build_memory
@@ -111,8 +109,7 @@ def _from_photos(arguments: argparse.Namespace) -> int:
     photos = captioned_photos(
         arguments.source, images=arguments.images, on_error=arguments.on_error, **_reading(arguments)
     )
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model, memory=False).to(processes.device).eval()
-    processor = AutoProcessor.from_pretrained(arguments.model)
+    model, processor = load_encoder(arguments.model, processes.device)
     if arguments.max_tokens:
         photos = photos_with_captions_within(photos, processor.tokenizer, arguments.max_tokens)
     report = build_memory(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .build_options import RECIPES, add_build_options, add_build_verb, build_options, print_report
+from .build_options import RECIPES, add_build_options, add_build_verb, build_options, load_encoder, print_report
 
 
 if TYPE_CHECKING:
@@ -80,9 +80,7 @@ def find_photos(arguments: argparse.Namespace) -> NamedPhotos:
 def run(arguments: argparse.Namespace) -> int:
     """Builds."""
     from ..memory_building import build_memory, joined
-    from ..modeling_evcap import EVCapForConditionalGeneration
     from ..processes import process_state
-    from ..processing_evcap import EVCapProcessor
 
     processes = process_state()
     photos = find_photos(arguments)
@@ -99,8 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             num_inference_steps=arguments.steps,
         )
         photos = joined([photos, made])
-    model = EVCapForConditionalGeneration.from_pretrained(arguments.model, memory=False).to(processes.device).eval()
-    processor = EVCapProcessor.from_pretrained(arguments.model)
+    model, processor = load_encoder(arguments.model, processes.device)
     report = build_memory(
         model,
         processor,
