@@ -259,14 +259,14 @@ def test_pixel_values_are_the_image_processors(processor, photos):
 
 def test_prompt_template(processor):
     tokenizer, image = processor.tokenizer, processor.image_token_id
-    ids = processor(text="Name it.")["input_ids"][0]
+    ids = processor(text=processor.build_prompt("Name it."))["input_ids"][0]
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(image) == 9
     start = ids.index(image)
     assert ids[start : start + 9] == [image] * 9
     assert tokenizer.decode(ids[1:start]) == "###Human: <Img>"
     assert tokenizer.decode(ids[start + 9 :]).strip() == "</Img> Name it. ###Assistant:"
-    assert processor(text=processor.prompt)["input_ids"] == [processor.encode_prompt(processor.prompt)]
+    assert processor(text=processor.build_prompt())["input_ids"] == [processor.encode_prompt(processor.prompt)]
 
 
 def test_whole_prompts(processor):
@@ -293,7 +293,8 @@ def test_a_template_needs_a_place_for_the_photo():
 def test_without_bos_and_with_another_template():
     processor = make_processor(prompt_template="{image}{prompt}", prompt="a", add_bos_token=False)
     image = processor.image_token_id
-    assert processor(text=processor.prompt)["input_ids"] == [[image] * 9 + processor.tokenizer("a")["input_ids"][-1:]]
+    ids = processor(text=processor.build_prompt())["input_ids"]
+    assert ids == [[image] * 9 + processor.tokenizer("a")["input_ids"][-1:]]
 
 
 def test_left_padding(processor, photos):
@@ -311,7 +312,7 @@ def test_left_padding(processor, photos):
     ragged = processor(images=photos[:2], text=prompts, padding=False)
     assert [len(ids) for ids in ragged["input_ids"]] == lengths
     with pytest.raises(ValueError, match=f"at least {lengths[1]}"):
-        processor(text=prompts, padding="max_length", max_length=20)
+        processor(images=photos[:2], text=prompts, padding="max_length", max_length=20)
 
 
 def test_suffix_makes_labels(processor, photos):
@@ -357,6 +358,62 @@ def test_numbers_must_agree(processor, photos):
         processor(images=photos[:2], text=["a", None])
     with pytest.raises(TypeError, match="max_len"):
         processor(text="a", max_len=3)
+
+
+def test_options_of_tokenizer_and_image_processor(processor, photos):
+    """By themselves, in `text_kwargs` and `images_kwargs`, or not at all."""
+    prompts = ["a", "a dog on the table"]
+    flat = {"padding": "max_length", "max_length": 90, "padding_side": "right", "do_normalize": False}
+    text = {name: flat[name] for name in ("padding", "max_length", "padding_side")}
+    expected = processor(images=photos[:2], text=prompts, return_tensors="pt", **flat)
+    batch = processor(
+        images=photos[:2], text=prompts, text_kwargs=text, images_kwargs={"do_normalize": False}, return_tensors="pt"
+    )
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    length = len(processor.encode_prompt("a"))
+    assert batch["attention_mask"][0].tolist() == [1] * length + [0] * (90 - length)
+    assert batch["pixel_values"].min() >= 0
+    multiple = processor(images=photos[:2], text=prompts, pad_to_multiple_of=16, return_tensors="pt")
+    assert multiple["input_ids"].shape[1] % 16 == 0
+    for bad in ({"max_len": 3}, {"text_kwargs": {"max_len": 3}}, {"images_kwargs": {"colour": "red"}}):
+        with pytest.raises(TypeError, match="max_len|colour"):
+            processor(images=photos[0], **bad)
+    with pytest.raises(ValueError, match="two times"):
+        processor(images=photos[0], max_length=90, text_kwargs={"max_length": 80})
+    with pytest.raises(ValueError, match="no videos"):
+        processor(images=photos[0], videos=[photos])
+    with pytest.raises(ValueError, match="text_pair cannot be used"):
+        processor(images=photos[0], text_pair="a")
+
+
+def test_truncation_never_cuts_a_photo(processor, photos):
+    whole = processor(images=photos[0], suffix="a red bus on the street", return_tensors="pt")
+    length = whole["input_ids"].shape[1]
+    ids = whole["input_ids"][0].tolist()
+    cut = processor(images=photos[0], suffix="a red bus on the street", truncation=True, max_length=length - 2)
+    assert cut["input_ids"][0] == [*ids[: length - 3], ids[-1]]  # the caption keeps its end
+    photo_end = len(ids) - ids[::-1].index(processor.image_token_id)
+    prompt = processor(images=photos[0], truncation=True, max_length=photo_end)
+    assert prompt["input_ids"][0] == ids[:photo_end]
+    with pytest.raises(ValueError, match=f"which reach to token {photo_end}; give at least {photo_end} or"):
+        processor(images=photos[0], truncation=True, max_length=photo_end - 1)
+
+
+def test_nested_photos_and_text_without_one(processor, photos):
+    expected = processor(images=photos[:2], text="a", return_tensors="pt")
+    nested = processor(images=[[photos[0]], (photos[1],)], text="a", return_tensors="pt")
+    assert all(torch.equal(nested[name], expected[name]) for name in expected)
+    mixed = processor(images=[[], [photos[1]]], text=["a dog", "a"], return_tensors="pt")
+    assert torch.equal(mixed["pixel_values"], expected["pixel_values"][1:])
+    assert mixed["input_ids"][0][mixed["attention_mask"][0].bool()].tolist() == processor.tokenizer("a dog").input_ids
+    alone = processor(text=["a dog", "a"], add_special_tokens=False)
+    assert alone["input_ids"][0] == processor.tokenizer("a dog", add_special_tokens=False).input_ids
+    with pytest.raises(ValueError, match="one photo; got 2"):
+        processor(images=[photos[:2]])
+    with pytest.raises(ValueError, match="place for a photo, but none"):
+        processor(images=[[], [photos[1]]], text=["{image}", "a"])
+    with pytest.raises(ValueError, match="neither a photo nor a text"):
+        processor(images=[[], [photos[1]]])
 
 
 def test_sequences_other_than_lists(processor, photos):

@@ -126,3 +126,13 @@ def test_the_import_hook_goes_away():
     import transformers.models.auto.modeling_auto  # noqa: F401 -- has certainly been imported now
 
     assert not any("RegisterAfterImport" in type(finder).__name__ for finder in sys.meta_path)
+
+
+def test_only_the_message_that_is_not_so_is_dropped(caplog):
+    """transformers says of a task that is registered here that it has been removed; what else it says is heard."""
+    from transformers.pipelines import logger
+
+    with caplog.at_level("WARNING", logger="transformers.pipelines"):
+        logger.warning("The task `image-to-text` has been removed and has been replaced by `image-text-to-text`.")
+        logger.warning("The task `summarization` has been removed.")
+    assert caplog.messages == ["The task `summarization` has been removed."]

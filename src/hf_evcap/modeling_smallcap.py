@@ -350,19 +350,21 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
 
         Args:
             captions (`list[list[str]]`): A list for each photo; an empty one gives `config.prompt_without_captions`.
-            prompts (`str` or `list[str]`, *optional*): Instead of `config.prompt_template`, for all photos or each.
+            prompts (`str` or `list[str]`, *optional*): Instead of `config.prompt_template`, for all photos or each;
+                `{prompt}` stands for it, `{captions}` for the captions.
         """
         if prompts is None or isinstance(prompts, str):
-            prompts = [self.config.prompt_template if prompts is None else prompts] * len(captions)
+            prompts = ["{prompt}" if prompts is None else prompts] * len(captions)
         if len(prompts) != len(captions):
             raise ValueError(f"Got {len(prompts)} prompts for {len(captions)} photos; give one each, or one for all.")
         joined = [self.config.caption_separator.join(photo) for photo in captions]
-        return [
-            self.config.prompt_without_captions
-            if "{captions}" in prompt and not text
-            else prompt.replace("{captions}", text)
-            for prompt, text in zip(prompts, joined, strict=True)
-        ]
+        built = []
+        for prompt, text in zip(prompts, joined, strict=True):
+            own = self.config.prompt_template if text else self.config.prompt_without_captions
+            if "{captions}" in prompt and not text:
+                prompt = self.config.prompt_without_captions
+            built.append(prompt.replace("{prompt}", own).replace("{captions}", text))
+        return built
 
     def tokenize_prompts(
         self,

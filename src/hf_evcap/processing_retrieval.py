@@ -1,25 +1,134 @@
-"""What the processors of both families share: saving, publishing, decoding."""
+"""What the processors of both families share: options of a call, chats, saving, publishing, decoding."""
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
 from huggingface_hub import CommitInfo
+from PIL import Image
 from transformers import AutoImageProcessor, ProcessorMixin
+from transformers.utils import logging
 
+from .chat_messages import is_conversation, read_conversation, requests_of
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .hub_upload import push_saved, take_hub_arguments
 from .image_processing_efficientnet_lite import EfficientNetLiteImageProcessor
+from .photo_loading import as_list, load_photo
 
+
+logger = logging.get_logger(__name__)
 
 AutoImageProcessor.register(
     EfficientNetLiteConfig, slow_image_processor_class=EfficientNetLiteImageProcessor, exist_ok=True
 )
 
+# First line of the chat templates that the processors make themselves, which follow changes of the prompt.
+CHAT_TEMPLATE_MARK = "{#- Made of the processor's prompt by hf_evcap. -#}"
+_OTHER_MODALITIES = ("videos", "audio")
+
 
 class RetrievalProcessor(ProcessorMixin):
-    """Saves and publishes itself, and decodes captions."""
+    """Reads photos, chats and the options of a call, saves and publishes itself, and decodes captions."""
+
+    chat_template: Any
+    # What a prompt of a user's own is passed as, whatever it holds.
+    prompt_argument = "text"
+
+    @property
+    def takes_requests(self) -> bool:
+        """`bool`: Whether a prompt has a place for what a user asks; otherwise the model captions, whatever it is."""
+        return False
+
+    def make_chat_template(self) -> str:
+        """The chat template for the processor's present prompt."""
+        raise NotImplementedError(f"{type(self).__name__} has no chat template of its own.")
+
+    def refresh_chat_template(self) -> None:
+        """Writes the chat template anew, unless it is a user's own."""
+        if self.chat_template is None or str(self.chat_template).startswith(CHAT_TEMPLATE_MARK):
+            self.chat_template = f"{CHAT_TEMPLATE_MARK}\n{self.make_chat_template()}"
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """
+        Makes prompts, or with `tokenize=True, return_dict=True` the model's inputs, of chats with a photo each.
+
+        Where the model's prompt has no place for a request (as that of the embedded model), it captions the photo
+        whatever a user's message asks, and a warning says so.
+
+        Args:
+            conversation (`list[dict]` or a list of them): Messages; see [`~chat_messages.read_conversation`].
+            chat_template (`str`, *optional*): Instead of the processor's own.
+            kwargs: Everything else that [`~transformers.ProcessorMixin.apply_chat_template`] takes, such as
+                `add_generation_prompt`, `continue_final_message`, `return_tensors` and `processor_kwargs`.
+        """
+        several = not is_conversation(conversation)
+        conversations = [read_conversation(one) for one in (conversation if several else [conversation])]
+        if chat_template is None:
+            self.refresh_chat_template()
+            own = str(self.chat_template).startswith(CHAT_TEMPLATE_MARK)
+            if own and not self.takes_requests and any(requests_of(one) for one in conversations):
+                logger.warning_once(
+                    "The model was trained to caption photos without being asked: it captions the photo, whatever "
+                    f"the messages ask ({requests_of(next(filter(requests_of, conversations)))[0]!r})."
+                )
+        return super().apply_chat_template(conversations if several else conversations[0], chat_template, **kwargs)
+
+    def read_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """
+        Sorts the options of a call by what they are for.
+
+        Args:
+            given (`dict`): Options of the tokenizer or the image processor, in `text_kwargs`, `images_kwargs` and
+                `common_kwargs` or by themselves.
+
+        Returns:
+            `dict`: `text_kwargs` and `images_kwargs`, with the defaults of the processor's parts.
+
+        Raises:
+            TypeError: Nothing knows an option. ValueError: One stands twice, or there are videos or audio.
+        """
+        for modality in _OTHER_MODALITIES:
+            if given.pop(modality, None) is not None:
+                raise ValueError(f"{type(self).__name__} reads photos and text, no {modality}.")
+        kinds = self.valid_processor_kwargs.__annotations__
+        known = {name: set(getattr(kind, "__annotations__", ())) for name, kind in kinds.items()}
+        known["images_kwargs"] |= set(
+            getattr(getattr(self.image_processor, "valid_kwargs", None), "__annotations__", ())
+        )
+        unknown = set(given) - {"common_kwargs", *known}.union(*known.values())
+        for name in ("text_kwargs", "images_kwargs"):
+            unknown |= set(given.get(name) or ()) - known[name]
+        if unknown:
+            raise TypeError(f"Unknown arguments {sorted(unknown)}: not of the tokenizer or the image processor.")
+        # transformers before 5.20 takes entries out of the dictionaries that it is given
+        options = self._merge_kwargs(
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **copy.deepcopy(given)
+        )
+        options["text_kwargs"].setdefault("padding", True)
+        return options
+
+    def open_photos(self, images: Any) -> tuple[list[Image.Image], list[int] | None]:
+        """
+        Opens photos.
+
+        Args:
+            images: A photo, a list of them, or a list of lists with the photos of each prompt.
+
+        Returns:
+            `tuple`: The photos and, of lists of lists, how many each prompt has.
+        """
+        given = as_list(images)
+        if not given:
+            raise ValueError("`images` is empty; give at least one photo.")
+        if not any(isinstance(group, (list, tuple)) for group in given):
+            return [load_photo(image) for image in given], None
+        groups = [list(group) if isinstance(group, (list, tuple)) else [group] for group in given]
+        most = max(map(len, groups))
+        if most > 1:
+            raise ValueError(f"A prompt has one photo; got {most} in one. Give each photo a prompt of its own.")
+        return [load_photo(image) for group in groups for image in group], [len(group) for group in groups]
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
@@ -33,7 +142,9 @@ class RetrievalProcessor(ProcessorMixin):
                 `push_to_hub`.
         """
         hub = take_hub_arguments(kwargs)
+        self.refresh_chat_template()
         files = super().save_pretrained(save_directory, **kwargs)
+        self.__dict__.pop("auto_map", None)  # of what was saved; a loaded processor has none
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **hub)
         return files
@@ -87,4 +198,4 @@ def one_each(value: str | list[str], count: int, argument: str) -> list[str]:
     return values
 
 
-__all__ = ["RetrievalProcessor", "one_each"]
+__all__ = ["CHAT_TEMPLATE_MARK", "RetrievalProcessor", "one_each"]

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import BatchFeature
+from transformers.processing_utils import ProcessingKwargs, Unpack
 
-from .photo_loading import as_list, load_photo
+from .chat_messages import write_chat_template
 from .processing_retrieval import RetrievalProcessor, one_each
+
+
+# In a prompt: what is retrieved, and the model's own prompt.
+PLACES = ("{captions}", "{prompt}")
 
 
 class SmallCapProcessor(RetrievalProcessor):
@@ -21,6 +26,8 @@ class SmallCapProcessor(RetrievalProcessor):
         pad_token (`str`, *optional*, defaults to `"!"`): Fills up short rows; a token that captions do not need.
         end_token (`str`, *optional*, defaults to `"."`): Ends a caption.
         max_caption_length (`int`, *optional*, defaults to 25): Tokens of a caption in training, without its end.
+        chat_template (`str`, *optional*): Jinja template of chats; when absent, one that leaves the prompt to the
+            model.
 
     Example:
     ```python
@@ -30,6 +37,8 @@ class SmallCapProcessor(RetrievalProcessor):
     ```
     """
 
+    prompt_argument = "prompts"
+
     def __init__(
         self,
         image_processor: Any,
@@ -37,6 +46,7 @@ class SmallCapProcessor(RetrievalProcessor):
         pad_token: str = "!",
         end_token: str = ".",
         max_caption_length: int = 25,
+        chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
         vocabulary = tokenizer.get_vocab()
@@ -48,58 +58,80 @@ class SmallCapProcessor(RetrievalProcessor):
         self.pad_token = pad_token
         self.end_token = end_token
         self.max_caption_length = max_caption_length
-        super().__init__(image_processor, tokenizer, **kwargs)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        self.refresh_chat_template()
 
     @property
     def model_input_names(self) -> list[str]:
-        """`list[str]`: Inputs of the model that this processor makes."""
-        return ["pixel_values", "labels", "prompts"]
+        """`list[str]`: Inputs of the model that this processor makes of photos and whole prompts."""
+        return ["pixel_values", "input_ids", "attention_mask"]
+
+    def make_chat_template(self) -> str:
+        """The chat template that leaves the prompt to the model, and the beginning of a caption to the assistant."""
+        return write_chat_template("{image}", "", self.end_token, "{prompt}")
 
     def __call__(
         self,
         images: Any = None,
         text: str | list[str] | None = None,
         suffix: str | list[str] | None = None,
-        return_tensors: str | None = None,
-        max_length: int | None = None,
-        **kwargs: Any,
+        prompts: str | list[str] | None = None,
+        **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         r"""
         Args:
-            images (photo or list of photos, *optional*): Anything that [`~photo_loading.load_photo`] reads.
+            images (photo, list of photos or list of lists with a photo each, *optional*):
+                Anything that [`~photo_loading.load_photo`] reads.
             text (`str` or `list[str]`, *optional*):
-                Prompt for all photos, or one a photo, instead of the model's `prompt_template`; with `{captions}` for
-                what is retrieved, or without retrieval.
+                Prompt for all photos, or one a photo, instead of the model's `prompt_template`. It may hold
+                `{captions}` for what is retrieved and `{prompt}` for the model's own prompt; without them it is
+                tokenised here, and nothing is retrieved.
             suffix (`str` or `list[str]`, *optional*): Captions to learn, returned as `labels`.
-            return_tensors (`str`, *optional*): `"pt"` or `"np"`; lists when absent.
-            max_length (`int`, *optional*): Tokens of a caption with its end; `max_caption_length + 1` when absent.
+            prompts (`str` or `list[str]`, *optional*): The same as `text`, but never tokenised here.
+            kwargs:
+                Options of the tokenizer and the image processor, by themselves or in `text_kwargs` and
+                `images_kwargs`. `return_tensors` is `"pt"` or `"np"`; lists when absent. `padding`, `truncation` and
+                the like are of `text`. `max_length` is, with `suffix`, a caption's tokens with its end:
+                `max_caption_length + 1` when absent.
 
         Returns:
             [`~transformers.BatchFeature`] with `pixel_values` `(batch_size, 3, height, width)` where photos are given,
-            with `suffix` the `labels` `(batch_size, caption_length)`, -100 after a caption's end, and with `text` the
-            `prompts`, a list of strings.
+            with `suffix` the `labels` `(batch_size, caption_length)`, -100 after a caption's end, and with `text`
+            `input_ids` and `attention_mask` `(batch_size, sequence_length)`, or the `prompts`, a list of strings.
+
+        Raises:
+            ValueError: Photos, texts and captions do not fit together.
+            TypeError: An option is unknown.
         """
-        if images is None and text is None and suffix is None:
+        if images is None and text is None and suffix is None and prompts is None:
             raise ValueError("Give `images`, `suffix` (captions to learn) or `text` (a prompt).")
+        if text is not None and prompts is not None:
+            raise ValueError("`text` and `prompts` are both the prompt; give one.")
+        given = {**kwargs, **(kwargs.get("text_kwargs") or {})}
+        options = self.read_options(dict(kwargs))
+        return_tensors = options["text_kwargs"].pop("return_tensors", None)
         data: dict[str, Any] = {}
-        count = len(suffix) if isinstance(suffix, (list, tuple)) else 1
-        if images is not None:
-            photos = [load_photo(image) for image in as_list(images)]
-            if not photos:
-                raise ValueError("`images` is empty; give at least one photo.")
-            count = len(photos)
-            data.update(self.image_processor(photos, return_tensors=return_tensors, **kwargs))
-        elif kwargs:
-            raise TypeError(f"Unknown arguments {sorted(kwargs)} for captions without photos.")
-        elif suffix is None and not isinstance(text, str):
-            count = len(text or [])
+        photos, counts = (None, None) if images is None else self.open_photos(images)
+        if photos:
+            data.update(self.image_processor(photos, **{**options["images_kwargs"], "return_tensors": return_tensors}))
+        if photos is not None:
+            count = len(photos) if counts is None else len(counts)
+        else:
+            lists = [one for one in (suffix, text, prompts) if one is not None and not isinstance(one, str)]
+            count = len(lists[0]) if lists else 1
         if suffix is not None:
-            rows = [self.encode_caption(caption, max_length) for caption in one_each(suffix, count, "suffix")]
+            limit = given.get("max_length")
+            rows = [self.encode_caption(caption, limit) for caption in one_each(suffix, count, "suffix")]
             longest = max(map(len, rows), default=0)
             data["labels"] = [row + [-100] * (longest - len(row)) for row in rows]
-        batch = BatchFeature(data, tensor_type=return_tensors)
-        if text is not None:
-            batch["prompts"] = one_each(text, count, "text")
+        texts = None if text is None else one_each(text, count, "text")
+        if texts is not None and suffix is None and not any(place in one for one in texts for place in PLACES):
+            # The end of a caption is an ordinary full stop, which must not split words such as "U.S." here.
+            data.update(self.tokenizer(texts, split_special_tokens=True, **options["text_kwargs"]))
+            texts = None
+        batch = BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
+        if prompts is not None or texts is not None:
+            batch["prompts"] = texts if prompts is None else one_each(prompts, count, "prompts")
         return batch
 
     def encode_caption(self, caption: str, max_length: int | None = None) -> list[int]:

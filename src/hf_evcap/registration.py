@@ -15,18 +15,16 @@ _WATCHED = ("transformers.", "hf_evcap.")
 _TRIGGERS = ("transformers.models.auto.modeling_auto", "transformers.models.auto.configuration_auto")
 
 
-class _RepairRedirectWarning(logging.Filter):
+class _NoRedirectWarning(logging.Filter):
     """
-    Removes a stray argument from transformers' warning that `image-to-text` is now `image-text-to-text`.
+    Drops transformers' one message that the task `image-to-text` has been removed: here it is registered and works.
 
-    With it, the warning has no place for its argument and logging prints a traceback instead of the message.
+    Some versions log it with a stray argument, for which there is no place in it.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keeps every record; repairs that one."""
-        if record.args and "%" not in str(record.msg) and "image-to-text" in str(record.msg):
-            record.args = ()
-        return True
+        """Keeps every record but that one."""
+        return not str(record.msg).startswith("The task `image-to-text` has been removed")
 
 
 def register() -> None:
@@ -55,8 +53,8 @@ def register() -> None:
         processor.register_for_auto_class()
 
     redirect_logger = logging.getLogger("transformers.pipelines")
-    if not any(isinstance(present, _RepairRedirectWarning) for present in redirect_logger.filters):
-        redirect_logger.addFilter(_RepairRedirectWarning())
+    if not any(isinstance(present, _NoRedirectWarning) for present in redirect_logger.filters):
+        redirect_logger.addFilter(_NoRedirectWarning())
 
     # Newer transformers 5 turn "image-to-text" into "image-text-to-text" before they ask the registry, older ones do
     # not know it. CaptioningPipeline does for other models what the stock class does, so the warning about overwriting

@@ -43,7 +43,54 @@ def test_long_captions_are_cut(smallcap_processor):
 def test_prompts_are_passed_on(smallcap_processor, photo_paths):
     batch = smallcap_processor(images=photo_paths[:2], text="Look: {captions}", return_tensors="pt")
     assert batch["prompts"] == ["Look: {captions}"] * 2
-    assert smallcap_processor(text=["a", "b"])["prompts"] == ["a", "b"]
+    assert smallcap_processor(prompts=["a", "b"])["prompts"] == ["a", "b"]
+    assert smallcap_processor(text=["a", "{prompt}b"])["prompts"] == ["a", "{prompt}b"]
+
+
+def test_prompts_without_retrieval_are_tokenised(smallcap_processor, smallcap, photo_paths):
+    """As a tokenizer would, with its options; the model reads the same, and needs no datastore."""
+    text = "The U.S. flag. This image shows "
+    batch = smallcap_processor(images=photo_paths[:2], text=[text, "A"], return_tensors="pt")
+    assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
+    assert batch["attention_mask"][1].tolist() == [0] * (batch["input_ids"].shape[1] - 1) + [1]
+    prompts = smallcap_processor(images=photo_paths[:2], prompts=[text, "A"], return_tensors="pt")
+    assert torch.equal(smallcap.generate(**batch), smallcap.generate(**prompts))
+    wide = smallcap_processor(text=text, padding="max_length", max_length=30, return_tensors="pt")
+    assert wide["input_ids"].shape == (1, 30)
+    cut = smallcap_processor(text=text, text_kwargs={"truncation": True, "max_length": 4})
+    assert cut["input_ids"] == [batch["input_ids"][0].tolist()[:4]]
+    right = smallcap_processor(text=["A", text], padding_side="right", images_kwargs={"do_normalize": False})
+    assert right["attention_mask"][0][:2] == [1, 0]
+    with pytest.raises(ValueError, match="give one"):
+        smallcap_processor(text="a", prompts="b")
+
+
+def test_nested_photos(smallcap_processor, photos):
+    expected = smallcap_processor(images=photos, images_kwargs={"do_normalize": False}, return_tensors="pt")
+    nested = smallcap_processor(images=[[photo] for photo in photos], do_normalize=False, return_tensors="pt")
+    assert torch.equal(nested["pixel_values"], expected["pixel_values"])
+    with pytest.raises(ValueError, match="one photo; got 2"):
+        smallcap_processor(images=[photos[:2]])
+
+
+def test_chats_leave_the_prompt_to_the_model(smallcap_processor, smallcap, photos, caplog):
+    def model_inputs(chats, **options):
+        return smallcap_processor.apply_chat_template(
+            chats, tokenize=True, return_dict=True, return_tensors="pt", **options
+        )
+
+    chats = [[{"role": "user", "content": [{"type": "image", "image": photo}]}] for photo in photos[:2]]
+    chats[1][0]["content"].append({"type": "text", "text": "What is this?"})
+    batch = model_inputs(chats)
+    assert batch["prompts"] == ["{prompt}"] * 2 and "whatever the messages ask" in caplog.text
+    expected = smallcap.generate(**smallcap_processor(images=photos[:2], return_tensors="pt"))
+    assert torch.equal(smallcap.generate(**batch), expected)
+    answer = {"role": "assistant", "content": "two dogs"}
+    begun = model_inputs([*chats[0], answer], continue_final_message=True)
+    assert begun["prompts"] == ["{prompt}two dogs"]
+    captions = smallcap.encode_images(begun["pixel_values"]).captions.captions
+    [prompt] = smallcap.build_prompts(captions, begun["prompts"])
+    assert prompt == smallcap.build_prompts(captions)[0] + "two dogs"
 
 
 def test_full_stops_inside_words_stay_whole(smallcap_processor):

@@ -1,0 +1,73 @@
+"""transformers' own shared tests of the installed version, from its source distribution on PyPI."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import transformers
+from tiny_models import PHOTOS
+
+
+# Wheels and tests stay here from run to run.
+CACHE = Path(os.environ.get("HF_EVCAP_TEST_CACHE") or Path.home() / ".cache" / "hf_evcap-tests")
+PACKAGE = "transformers_shared_tests"
+
+
+def load_shared_tests(module: str) -> ModuleType:
+    """
+    Imports a module of transformers' `tests` folder; skips the importing module where PyPI cannot be reached.
+
+    Args:
+        module (`str`): Such as `"test_processing_common"`.
+    """
+    folder = CACHE / f"transformers-{transformers.__version__}" / "tests"
+    if not (folder / f"{module}.py").is_file():
+        _fetch(f"transformers=={transformers.__version__}", "--no-binary=transformers")
+        archive = CACHE / f"transformers-{transformers.__version__}.tar.gz"
+        with tarfile.open(archive) as opened:
+            members = [one for one in opened.getmembers() if one.name.split("/")[1:2] == ["tests"]]
+            opened.extractall(CACHE, members, filter="data")
+        archive.unlink()
+    _import_parameterized()
+    _stand_in_for_hub_objects()
+    if PACKAGE not in sys.modules:
+        package = ModuleType(PACKAGE)
+        package.__path__ = [str(folder)]
+        sys.modules[PACKAGE] = package
+    return importlib.import_module(f"{PACKAGE}.{module}")
+
+
+def _fetch(requirement: str, *options: str) -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries=1", "--timeout=20"]
+    done = subprocess.run([*command, *options, "--dest", str(CACHE), requirement], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip() or "pip failed").splitlines()[-1]
+        pytest.skip(f"{requirement} cannot be had from PyPI: {reason}", allow_module_level=True)
+
+
+def _import_parameterized() -> None:
+    """transformers' tests need it and nothing of ours does; a wheel can be imported as it is."""
+    try:
+        importlib.import_module("parameterized")
+    except ModuleNotFoundError:
+        if not list(CACHE.glob("parameterized-*.whl")):
+            _fetch("parameterized", "--only-binary=:all:")
+        sys.path.append(str(next(CACHE.glob("parameterized-*.whl"))))
+        importlib.import_module("parameterized")
+
+
+def _stand_in_for_hub_objects() -> None:
+    """The script that fetches photos for those tests is no part of the distribution; ours are given instead."""
+    stand_in = ModuleType("fetch_hub_objects_for_ci")
+    stand_in.url_to_local_path = lambda url, return_url_if_not_found=True: (  # type: ignore[attr-defined]
+        str(PHOTOS / "cat.jpg") if url.endswith((".png", ".jpg", ".jpeg")) else url
+    )
+    sys.modules.setdefault("fetch_hub_objects_for_ci", stand_in)
