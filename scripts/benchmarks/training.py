@@ -22,11 +22,12 @@ from transformers.utils import logging
 
 import hf_evcap
 from hf_evcap.caption_data import load_caption_data
+from hf_evcap.photo_rows import photo_keys
 from hf_evcap.training.caption_trainer import CaptionTrainer
 from hf_evcap.training.feature_cache import VisionFeatureCache, build_feature_cache
 from hf_evcap.training.fine_tuning.caption_collator import PhotoCaptionCollator
 from hf_evcap.training.fine_tuning.caption_examples import CaptionExamples
-from hf_evcap.training.fine_tuning.retrieval_in_training import TrainingRetrieval, photo_keys
+from hf_evcap.training.fine_tuning.retrieval_in_training import TrainingRetrieval
 
 
 SAMPLES = sorted((Path(hf_evcap.__file__).parent / "assets" / "photos").glob("*.jpg"))

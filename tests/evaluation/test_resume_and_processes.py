@@ -26,10 +26,10 @@ from hf_evcap.resumable_shards import ResumableShards
 written, write = [], ResumableShards.write
 
 def write_and_die(self, shard, writer):
-    if len(written) == {KILLED_AFTER}:
+    if self.suffix == ".jsonl" and len(written) == {KILLED_AFTER}:
         os.kill(os.getpid(), signal.SIGKILL)
     write(self, shard, writer)
-    written.append(shard)
+    written.extend([shard] * (self.suffix == ".jsonl"))
 
 ResumableShards.write = write_and_die
 main(sys.argv[1:])

@@ -47,6 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--on-error", choices=("raise", "skip"), default="raise", help="what to do about unreadable photos"
     )
+    data.add_argument(
+        "--leave-out-memory-photos", action="store_true", help="leave out photos that are in the model's memory"
+    )
 
     how = parser.add_argument_group("how")
     how.add_argument("--text", help="prompt (default: the model's)")

@@ -27,6 +27,8 @@ class EvaluationArguments:
         limit (`int`, *optional*): Only so many photos, the first.
         on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out photos that are missing or cannot be
             read, and counts them.
+        leave_out_memory_photos (`bool`, *optional*, defaults to `False`): Leave out photos that are in the model's
+            memory; without it they are counted and named in the results.
         text (`str`, *optional*): Prompt; the model's own when absent.
         num_beams, max_new_tokens (`int`, *optional*): The model's own when absent.
         batch_size (`int`, *optional*, defaults to 16): Photos captioned at once.
@@ -66,6 +68,7 @@ class EvaluationArguments:
     object_column: str | None = None
     limit: int | None = None
     on_error: str = "raise"
+    leave_out_memory_photos: bool = False
     text: str | None = None
     num_beams: int | None = None
     max_new_tokens: int | None = None

@@ -20,6 +20,7 @@ from .arguments import EvaluationArguments
 from .captioner import caption_variant, describe_model, evaluated_pipeline, hash_dataset
 from .card import check_model_folder, update_card
 from .given_predictions import read_predictions
+from .memory_overlap import photos_in_memory
 from .published import published_results
 from .report import write_report
 from .scoring import CaptionedPhotos, check_metrics, choose_metrics, score
@@ -61,6 +62,7 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
         "dataset": {"fingerprint": hash_dataset(data), "photos": len(data)},
         "batch_size": arguments.batch_size,
     }
+    seen: list[int] = []
     runs: list[tuple[Variant, list[dict[str, Any]], dict[str, Any]]]
     if arguments.predictions is not None:
         model: dict[str, Any] = {"name": Path(arguments.predictions).name, "type": None}
@@ -71,11 +73,18 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
         model = describe_model(pipe, arguments)
         values = base_values(pipe.model, arguments)
         plan["model"] = {name: model[name] for name in ("type", "dtype", "weights_fingerprint")}
+        seen = photos_in_memory(pipe, data, output / "memory_overlap", plan, arguments)
+        if arguments.leave_out_memory_photos and seen:
+            data, seen = data.select(sorted(set(range(len(data))) - set(seen))), []
+            if not len(data):
+                raise ValueError("Every photo is in the model's memory, so `leave_out_memory_photos` leaves none.")
+            plan["dataset"] = {"fingerprint": hash_dataset(data), "photos": len(data)}
         variants = [Variant(BASE), *other_variants(pipe.model, arguments)]
         runs = [(one, *caption_variant(pipe, data, one, output, plan, arguments)) for one in variants]
     if not state.is_main_process:
         return None
     results = {**_results(arguments, data, model, values, runs), "processes": state.num_processes}
+    results["dataset"]["in_memory"] = [data["image_id"][row] for row in seen]
     _write(output, arguments, data, results, runs)
     return results
 

@@ -61,6 +61,11 @@ def markdown_report(results: Mapping[str, Any]) -> str:
     parts = [f"# {model['name']} on {data['title']}", f"{what}. Figures are times 100, as papers print them."]
     if not results["variants"][0]["metrics"]:
         return "\n\n".join([*parts, "The dataset has no references: nothing was scored."]) + "\n"
+    if data.get("in_memory"):
+        parts.append(
+            f"**{len(data['in_memory'])} of these photos are in the model's memory**, with words of their captions, "
+            "so the figures are too high. `--leave-out-memory-photos` leaves them out."
+        )
     several = len(results["variants"][0]["metrics"]) > 2  # "all" and more than one group
     if several:
         parts += [f"By {results['group_by']}:", group_table(results["variants"][0])]

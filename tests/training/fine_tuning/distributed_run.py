@@ -15,11 +15,12 @@ from transformers.utils import logging
 
 from hf_evcap.caption_data import load_caption_data
 from hf_evcap.cli.main import main
+from hf_evcap.photo_rows import photo_keys
 from hf_evcap.processes import process_state
 from hf_evcap.training.fine_tuning.caption_collator import PhotoCaptionCollator
 from hf_evcap.training.fine_tuning.caption_examples import CaptionExamples
 from hf_evcap.training.fine_tuning.caption_trainer import CaptionTrainer
-from hf_evcap.training.fine_tuning.retrieval_in_training import TrainingRetrieval, photo_keys
+from hf_evcap.training.fine_tuning.retrieval_in_training import TrainingRetrieval
 
 
 FSDP = Path(__file__).parents[3] / "hub_configs" / "accelerate" / "fsdp.yaml"

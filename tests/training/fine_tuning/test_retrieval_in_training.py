@@ -19,10 +19,11 @@ from hf_evcap import MemoryLayers, VisualNameMemory
 from hf_evcap.caption_data import load_caption_data
 from hf_evcap.memory_building import annotated_boxes, build_memory, photo_folder
 from hf_evcap.photo_loading import hash_photo, load_photo
+from hf_evcap.photo_rows import OwnRows, photo_keys
 from hf_evcap.training.fine_tuning.caption_collator import PhotoCaptionCollator
 from hf_evcap.training.fine_tuning.caption_examples import CaptionExamples
 from hf_evcap.training.fine_tuning.caption_trainer import CaptionTrainer
-from hf_evcap.training.fine_tuning.retrieval_in_training import OwnRows, TrainingRetrieval, photo_keys
+from hf_evcap.training.fine_tuning.retrieval_in_training import TrainingRetrieval
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ from transformers.utils import logging
 import hf_evcap
 
 from ...caption_data import load_caption_data
+from ...photo_rows import photo_keys
 from ..feature_cache import VisionFeatureCache
 from .caption_collator import PhotoCaptionCollator
 from .caption_examples import CaptionExamples, StreamedCaptionExamples
 from .caption_trainer import CaptionTrainer, last_whole_checkpoint
 from .freezing import apply_policy, describe_trainable
 from .quantization import language_model_quantization, prepare_for_training
-from .retrieval_in_training import TrainingRetrieval, photo_keys
+from .retrieval_in_training import TrainingRetrieval
 from .training_arguments import CaptionTrainingArguments, DataArguments, ModelArguments, RetrievalArguments
 from .training_facts import write_training_facts
 
