@@ -27,8 +27,8 @@ MODELS = sorted(path.parent.name for path in HUB_CONFIGS.glob("*/config.json"))
 MEMORIES = sorted(path.parent.name for path in HUB_CONFIGS.glob("memories/*/README.md"))
 DATASTORES = sorted(path.parent.name for path in HUB_CONFIGS.glob("datastores/*/README.md"))
 # What a repo's code may import where it is trusted: the stack that the model needs anyway, and the standard library.
-ALLOWED = {"datasets", "faiss", "huggingface_hub", "numpy", "PIL", "pyarrow", "torch", "transformers"}
-ALLOWED |= {"typing_extensions", "yaml"} | set(sys.stdlib_module_names)
+ALLOWED = {"datasets", "faiss", "huggingface_hub", "numpy", "PIL", "pyarrow", "safetensors", "torch"}
+ALLOWED |= {"transformers", "typing_extensions", "yaml"} | set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("name", MODELS)
