@@ -165,33 +165,23 @@ class EVCapProcessor(RetrievalProcessor):
         """
         if images is None and text is None and suffix is None:
             raise ValueError("Give `images`, `text` or both.")
-        given = {**kwargs, **(kwargs.get("text_kwargs") or {})}
-        options = self.read_options(dict(kwargs))
-        text_options = options["text_kwargs"]
-        return_tensors = text_options.pop("return_tensors", None)
-        data: dict[str, Any] = {}
-        photos, counts = (None, None) if images is None else self.open_photos(images)
-        if photos:
-            data.update(self.image_processor(photos, **{**options["images_kwargs"], "return_tensors": return_tensors}))
-        if photos is not None:
-            places = [1] * len(photos) if counts is None else counts
-        else:
-            lists = [one for one in (text, suffix) if one is not None and not isinstance(one, str)]
-            length = len(lists[0]) if lists else 1
-            places = [int(suffix is not None or text is None)] * length
-        texts = [None] * len(places) if text is None else one_each(text, len(places), "text")
-        captions = None if suffix is None else one_each(suffix, len(places), "suffix")
-        prompts = [self._whole_prompt(*row, photos is None) for row in zip(texts, places, strict=True)]
+        call = self.read_call(images, (text, suffix), kwargs)
+        data, text_options = call.pixels, call.text_options
+        # Without photos here the model has them encoded already, unless there is text alone.
+        places = [int(suffix is not None or text is None)] * call.count if call.places is None else call.places
+        texts = [None] * call.count if text is None else one_each(text, call.count, "text")
+        captions = None if suffix is None else one_each(suffix, call.count, "suffix")
+        prompts = [self._whole_prompt(*row, call.places is None) for row in zip(texts, places, strict=True)]
         if captions is None and not any(map(_has_place, prompts)):
             data.update(self.tokenizer(prompts, **text_options))
         else:
             refuse_options(text_options)
             rows = [self._tokenize(prompt, text_options) for prompt in prompts]
-            limit = None if text_options.get("truncation") else given.get("max_length")
+            limit = None if text_options.get("truncation") else call.max_length
             for row, caption in zip(rows, captions or [], strict=False):
                 row.add_caption(self.encode_caption(caption, limit))
             data.update(collate_rows(rows, self.tokenizer, text_options, self.image_token_id, captions is not None))
-        return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
+        return BatchFeature(data, tensor_type=call.return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def _whole_prompt(self, text: str | None, places: int, encoded: bool) -> str:
         """A text as the model reads it; `encoded` photos are given to the model instead of here."""

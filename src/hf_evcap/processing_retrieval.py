@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import CommitInfo
@@ -27,6 +29,28 @@ AutoImageProcessor.register(
 # First line of the chat templates that the processors make themselves, which follow changes of the prompt.
 CHAT_TEMPLATE_MARK = "{#- Made of the processor's prompt by hf_evcap. -#}"
 _OTHER_MODALITIES = ("videos", "audio")
+
+
+@dataclass
+class CallInputs:
+    """
+    What a call of a processor gives, but for its texts.
+
+    Args:
+        pixels (`dict`): What the image processor makes of the photos; empty without photos.
+        places (`list[int]`, *optional*): Photos of each prompt; `None` without photos.
+        count (`int`): Prompts: as many as `places`, else as the first list of texts has.
+        text_options (`dict`): For the tokenizer.
+        return_tensors (`str`, *optional*): `"pt"` or `"np"`; lists when absent.
+        max_length (`int`, *optional*): As it was given, in whichever of the ways.
+    """
+
+    pixels: dict[str, Any]
+    places: list[int] | None
+    count: int
+    text_options: dict[str, Any]
+    return_tensors: str | None
+    max_length: int | None
 
 
 class RetrievalProcessor(ProcessorMixin):
@@ -129,6 +153,29 @@ class RetrievalProcessor(ProcessorMixin):
         if most > 1:
             raise ValueError(f"A prompt has one photo; got {most} in one. Give each photo a prompt of its own.")
         return [load_photo(image) for group in groups for image in group], [len(group) for group in groups]
+
+    def read_call(self, images: Any, texts: Sequence[Any], options: dict[str, Any]) -> CallInputs:
+        """
+        Opens and prepares a call's photos and sorts its options.
+
+        Args:
+            images (*optional*): As in [`open_photos`].
+            texts (`Sequence`): What is given for prompts and captions: strings, lists of them and `None`.
+            options (`dict`): The call's other arguments; see [`read_options`].
+        """
+        max_length = {**options, **(options.get("text_kwargs") or {})}.get("max_length")
+        read = self.read_options(dict(options))
+        return_tensors = read["text_kwargs"].pop("return_tensors", None)
+        if images is None:
+            lists = [given for given in texts if given is not None and not isinstance(given, str)]
+            count = len(lists[0]) if lists else 1
+            return CallInputs({}, None, count, read["text_kwargs"], return_tensors, max_length)
+        photos, places = self.open_photos(images)
+        places = [1] * len(photos) if places is None else places
+        pixels = {}
+        if photos:
+            pixels = self.image_processor(photos, **{**read["images_kwargs"], "return_tensors": return_tensors})
+        return CallInputs(dict(pixels), places, len(places), read["text_kwargs"], return_tensors, max_length)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any

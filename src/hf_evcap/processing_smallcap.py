@@ -107,31 +107,21 @@ class SmallCapProcessor(RetrievalProcessor):
             raise ValueError("Give `images`, `suffix` (captions to learn) or `text` (a prompt).")
         if text is not None and prompts is not None:
             raise ValueError("`text` and `prompts` are both the prompt; give one.")
-        given = {**kwargs, **(kwargs.get("text_kwargs") or {})}
-        options = self.read_options(dict(kwargs))
-        return_tensors = options["text_kwargs"].pop("return_tensors", None)
-        data: dict[str, Any] = {}
-        photos, counts = (None, None) if images is None else self.open_photos(images)
-        if photos:
-            data.update(self.image_processor(photos, **{**options["images_kwargs"], "return_tensors": return_tensors}))
-        if photos is not None:
-            count = len(photos) if counts is None else len(counts)
-        else:
-            lists = [one for one in (suffix, text, prompts) if one is not None and not isinstance(one, str)]
-            count = len(lists[0]) if lists else 1
+        call = self.read_call(images, (suffix, text, prompts), kwargs)
+        data = call.pixels
         if suffix is not None:
-            limit = given.get("max_length")
-            rows = [self.encode_caption(caption, limit) for caption in one_each(suffix, count, "suffix")]
+            captions = one_each(suffix, call.count, "suffix")
+            rows = [self.encode_caption(caption, call.max_length) for caption in captions]
             longest = max(map(len, rows), default=0)
             data["labels"] = [row + [-100] * (longest - len(row)) for row in rows]
-        texts = None if text is None else one_each(text, count, "text")
+        texts = None if text is None else one_each(text, call.count, "text")
         if texts is not None and suffix is None and not any(place in one for one in texts for place in PLACES):
             # The end of a caption is an ordinary full stop, which must not split words such as "U.S." here.
-            data.update(self.tokenizer(texts, split_special_tokens=True, **options["text_kwargs"]))
+            data.update(self.tokenizer(texts, split_special_tokens=True, **call.text_options))
             texts = None
-        batch = BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
+        batch = BatchFeature(data, tensor_type=call.return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
         if prompts is not None or texts is not None:
-            batch["prompts"] = texts if prompts is None else one_each(prompts, count, "prompts")
+            batch["prompts"] = texts if prompts is None else one_each(prompts, call.count, "prompts")
         return batch
 
     def encode_caption(self, caption: str, max_length: int | None = None) -> list[int]:
