@@ -61,7 +61,8 @@ class CaptionGenerationMixin(GenerationMixin):
 
         Args:
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, text_hidden_size)`): All it reads.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding; or what
+                each place sees, boolean, `(batch_size, 1, sequence_length, sequence_length)`, with `position_ids`.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Counted from the
                 mask when absent.
             cache (`Cache`, *optional*): Of the tokens before.
@@ -74,6 +75,9 @@ class CaptionGenerationMixin(GenerationMixin):
         Returns:
             `tuple`: The loss (`None` without labels) and the language model's output.
         """
+        if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
+            seen, dtype = attention_mask, self.language_model.dtype  # not every attention takes a boolean mask
+            attention_mask = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

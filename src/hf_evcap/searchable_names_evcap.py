@@ -78,8 +78,9 @@ class SearchableNames(SearchableRows):
         scenes = self.pools["scene"] if "scene" in self.pools else torch.arange(0)
         scene_names = self.row_names if scenes is None else self.row_names[scenes]
         self.row_photos = torch.arange(self.rows)
-        if "photo" in columns.column_names and len(scene_names):
-            photos = dictionary_codes(columns["photo"].combine_chunks().dictionary_encode())
+        known = [name for name in ("photo", "photo_hash", "image_id") if name in columns.column_names]
+        if known and len(scene_names):
+            photos = dictionary_codes(columns[known[0]].combine_chunks().dictionary_encode())
             self.row_photos = torch.from_numpy(photos.astype("int64"))
         scene_photos, places = (self.row_photos if scenes is None else self.row_photos[scenes]).unique(
             return_inverse=True

@@ -35,6 +35,13 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
     parser.add_argument("--revision", help="revision of the dataset")
     parser.add_argument("--image-column", default="image", help="default: %(default)s")
     parser.add_argument("--name-column", default="name", help="default: %(default)s")
+    parser.add_argument(
+        "--names-from",
+        choices=["names", "captions"],
+        default="names",
+        help="captions: SOURCE holds captioned photos, as for `hf-evcap train`; the words that their captions share "
+        "become rows of kind scene, for models that retrieve by the rule vote (default: %(default)s)",
+    )
     parser.add_argument("--columns", default="", help="further columns to keep, separated by commas")
     parser.add_argument("--photos-per-name", type=int, default=10, help="annotations: default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of photos, and of synthetic ones")
@@ -51,9 +58,17 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
 
 def find_photos(arguments: argparse.Namespace) -> NamedPhotos:
     """Opens SOURCE as what it is."""
-    from ..memory_building import annotated_boxes, dataset_rows, photo_folder, photo_table
+    from ..memory_building import annotated_boxes, captioned_scenes, dataset_rows, photo_folder, photo_table
 
     source = Path(arguments.source)
+    if arguments.names_from == "captions":
+        from ..caption_data import load_caption_data
+
+        split = arguments.split if arguments.dataset else None
+        captioned = load_caption_data(
+            arguments.source, split, images=arguments.images, require_captions=True, revision=arguments.revision
+        )
+        return captioned_scenes(captioned, arguments.source_name or source.stem)
     columns = [column for column in arguments.columns.split(",") if column]
     named = {"image_column": arguments.image_column, "name_column": arguments.name_column, "columns": columns}
     if arguments.dataset or not source.exists():

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from ..store_building import BuildReport
 from .builder import build_memory
-from .photo_sources import NamedPhotos, annotated_boxes, dataset_rows, joined, photo_folder, photo_table
+from .photo_sources import (
+    NamedPhotos,
+    annotated_boxes,
+    captioned_scenes,
+    dataset_rows,
+    joined,
+    photo_folder,
+    photo_table,
+)
 
 
 __all__ = [
@@ -12,6 +20,7 @@ __all__ = [
     "NamedPhotos",
     "annotated_boxes",
     "build_memory",
+    "captioned_scenes",
     "dataset_rows",
     "joined",
     "photo_folder",

@@ -171,6 +171,31 @@ def dataset_rows(
     return NamedPhotos(len(dataset), get, identity, {})
 
 
+def captioned_scenes(dataset: Any, source: str = "captions", min_captions: int = 2) -> NamedPhotos:
+    """
+    Captioned photos under the content words that their captions share: rows of kind `scene`, which rule `vote` ranks
+    apart from exemplars of objects (see [`~retrieval_evcap.vote_rule`]). Photos without such a word give no row.
+
+    Args:
+        dataset (`datasets.Dataset`): Columns `image`, `image_id` and `captions`, from
+            [`~caption_data.load_caption_data`].
+        source (`str`, *optional*): Value of the column `source`.
+        min_captions (`int`, *optional*, defaults to 2): In how many captions of a photo a word must stand, at most all.
+    """
+    from ..training.from_scratch.caption_text import normalize_caption, shared_words
+
+    captions = dataset.select_columns(["captions"])[:]["captions"]
+    words = [shared_words([normalize_caption(text) for text in texts], min_captions) for texts in captions]
+
+    def get(number: int) -> dict[str, Any]:
+        row = dataset[number]
+        facts = {"image_id": str(row["image_id"]), "kind": "scene", "source": source}
+        return {"image": row["image"], "names": words[number], **facts}
+
+    identity = hashlib.sha256(json.dumps([dataset._fingerprint, words, source]).encode()).hexdigest()
+    return NamedPhotos(len(dataset), get, identity, {})
+
+
 def annotated_boxes(
     annotations: str | os.PathLike,
     images: str | os.PathLike,
@@ -256,4 +281,4 @@ def joined(sources: Iterable[NamedPhotos]) -> NamedPhotos:
     return NamedPhotos(int(starts[-1]), get, identity, licenses)
 
 
-__all__ = ["NamedPhotos", "annotated_boxes", "dataset_rows", "joined", "photo_folder", "photo_table"]
+__all__ = ["NamedPhotos", "annotated_boxes", "captioned_scenes", "dataset_rows", "joined", "photo_folder", "photo_table"]

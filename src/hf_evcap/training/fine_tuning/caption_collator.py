@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .caption_groups import group_captions
+
 
 @dataclass
 class PhotoCaptionCollator:
@@ -17,6 +19,8 @@ class PhotoCaptionCollator:
     Args:
         processor: The model's; `processor(images=photos, suffix=captions)` gives inputs and labels.
         max_caption_length (`int`, *optional*): Longer captions are cut to this many tokens, their end included.
+        names (`Callable`, *optional*): `names(row, captions, epoch)` gives a photo's names and captions, where they
+            are chosen before the model sees the photo; see [`~prepared_names.PreparedNames`].
         photo_keys (`Callable`, *optional*): `photo_keys(examples, photos)` gives `(batch_size, 2)` keys by which a
             photo finds itself in the memory; see `retrieval_in_training`.
     """
@@ -24,9 +28,16 @@ class PhotoCaptionCollator:
     processor: Any
     max_caption_length: int | None = None
     photo_keys: Callable[[Sequence[dict[str, Any]], list[Any] | None], torch.Tensor] | None = None
+    names: Callable[[int, Sequence[str], int], tuple[list[str], list[str]]] | None = None
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Args: examples (`Sequence[dict]`): each with `caption`, `row`, and `image` or `vision_hidden_states`."""
+        """
+        Args:
+            examples (`Sequence[dict]`): Each with `row`, `image` or `vision_hidden_states`, and `caption`, or all
+                captions as `caption_group` with the `epoch`.
+        """
+        if "caption_group" in examples[0]:
+            return self._grouped(examples)
         captions = [example["caption"] for example in examples]
         options = {"suffix": captions, "return_tensors": "pt", "max_length": self.max_caption_length}
         photos = None
@@ -41,6 +52,28 @@ class PhotoCaptionCollator:
             batch["labels"] = cut_labels(batch["labels"])
         batch["row"] = torch.tensor([example["row"] for example in examples])
         if self.photo_keys is not None:
+            batch["photo_keys"] = self.photo_keys(examples, photos)
+        return batch
+
+    def _grouped(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = {}
+        photos = None
+        if "vision_hidden_states" in examples[0]:
+            features = [torch.as_tensor(example["vision_hidden_states"]) for example in examples]
+            batch["vision_hidden_states"] = torch.stack(features).float()
+        else:
+            photos = [example["image"] for example in examples]
+            batch.update(self.processor.image_processor(photos, return_tensors="pt"))
+        groups = [example["caption_group"] for example in examples]
+        if self.names is not None:
+            drawn = [self.names(e["row"], e["caption_group"], e["epoch"]) for e in examples]
+            batch["names"], groups = ([pair[part] for pair in drawn] for part in (0, 1))
+        prompt = self.processor.encode_prompt(self.processor.prompt)
+        ids = [[self.processor.encode_caption(text, self.max_caption_length) for text in group] for group in groups]
+        batch.update(group_captions(prompt, ids, self.processor.tokenizer.pad_token_id))
+        batch["labels"] = cut_labels(batch["labels"])
+        batch["row"] = torch.tensor([example["row"] for example in examples])
+        if self.photo_keys is not None and self.names is None:
             batch["photo_keys"] = self.photo_keys(examples, photos)
         return batch
 

@@ -17,7 +17,7 @@ from ...photo_loading import load_photo
 
 logger = logging.get_logger(__name__)
 
-CAPTION_CHOICES = ("one", "all", "first")
+CAPTION_CHOICES = ("one", "all", "first", "together")
 
 
 class _CheckedCaptions:
@@ -85,6 +85,12 @@ class _CheckedCaptions:
     def _choose(self, captions: list[str], row: Any) -> str:
         return random.Random(f"{self.seed}-{int(self._epoch)}-{row}").choice(captions)
 
+    def _caption(self, captions: list[str], row: int, number: int = 0) -> dict[str, Any]:
+        """What an example says of a photo: one caption, or all of them."""
+        if self.captions == "together":
+            return {"row": row, "caption_group": captions, "epoch": int(self._epoch)}
+        return {"row": row, "caption": self._choose(captions, row) if self.captions == "one" else captions[number]}
+
     def _load(self, row: dict[str, Any], label: str) -> dict[str, Any]:
         """The row with its photo opened, unless it brings the encoder's features."""
         if "vision_hidden_states" in row:
@@ -119,6 +125,7 @@ class CaptionExamples(_CheckedCaptions, torch.utils.data.Dataset):
         processor: The model's; tells how many tokens a caption has.
         captions (`str`, *optional*, defaults to `"all"`): `"all"`: an example for each photo and caption. `"one"`: an
             example a photo, its caption drawn anew in each epoch. `"first"`: each photo with its first caption.
+            `"together"`: an example a photo with all its captions, for [`~caption_groups.group_captions`].
         max_caption_length (`int`, *optional*): Tokens of a caption at most, with its end.
         truncate (`bool`, *optional*, defaults to `False`): Longer captions are good, the collator cuts them.
         on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out captions that are empty or too long,
@@ -178,9 +185,7 @@ class CaptionExamples(_CheckedCaptions, torch.utils.data.Dataset):
                 logger.warning(f"Photo left out. {error}")
                 self._unreadable[row] = True
                 continue
-            usable = self.references[row]
-            caption = self._choose(usable, row) if self.captions == "one" else usable[number]
-            return {**example, "row": row, "caption": caption}
+            return {**example, **self._caption(self.references[row], row, number)}
         raise ValueError(f"None of the {len(self._unreadable)} photos of the dataset can be read.")
 
 
@@ -241,8 +246,8 @@ class StreamedCaptionExamples(_CheckedCaptions, torch.utils.data.IterableDataset
                 logger.warning(f"Photo left out. {error}")
                 self._unreadable += 1
                 continue
-            for caption in usable if self.captions == "all" else [self._choose(usable, row)]:
-                yield {**example, "row": row, "caption": caption}
+            for number in range(len(usable) if self.captions == "all" else 1):
+                yield {**example, **self._caption(usable, row, number)}
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         count = 0

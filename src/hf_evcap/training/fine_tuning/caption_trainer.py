@@ -143,7 +143,9 @@ class CaptionTrainer(Seq2SeqTrainer):
         if "input_ids" in inputs:
             missing = inputs["input_ids"].shape[1] - inputs["labels"].shape[1]
             if missing and self._keeps_logits:
-                inputs["logits_to_keep"] = inputs["labels"].shape[1]
+                # Places instead of a number: the head then runs on a copy, not on a slice, which a CPU is slow with.
+                length = inputs["input_ids"].shape[1]
+                inputs["logits_to_keep"] = torch.arange(missing, length, device=inputs["input_ids"].device)
             elif missing:
                 inputs["labels"] = nn.functional.pad(inputs["labels"], (missing, 0), value=-100)
         return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)

@@ -157,14 +157,16 @@ class TrainingRetrieval:
         kept = np.zeros_like(mask)
         for place, row in enumerate(mask):
             random = np.random.default_rng([self.seed, self.step, *self._identity(place)])
-            ranks = row.nonzero()[0]
-            best = ranks[: min(self.keep_best, k)]
-            others = random.permutation(ranks[len(best) :]) if self.sample_from else ranks[len(best) :]
-            chosen = np.concatenate([best, others[: k - len(best)]])
-            withheld = random.random(len(chosen)) < self.name_dropout
-            if random.random() >= self.photo_dropout:
-                kept[place, chosen[~withheld]] = True
+            kept[place, self.draw(random, row.nonzero()[0], k)] = True
         return torch.from_numpy(kept).to(present.device)
+
+    def draw(self, random: np.random.Generator, ranks: np.ndarray, k: int) -> np.ndarray:
+        """Draws at most `k` of a photo's `ranks`, best first, and withholds some or all of them."""
+        best = ranks[: min(self.keep_best, k)]
+        others = random.permutation(ranks[len(best) :]) if self.sample_from else ranks[len(best) :]
+        chosen = np.concatenate([best, others[: k - len(best)]])
+        withheld = random.random(len(chosen)) < self.name_dropout
+        return chosen[~withheld] if random.random() >= self.photo_dropout else chosen[:0]
 
     def _identity(self, place: int) -> tuple[int, ...]:
         """What a photo's draws depend on: what it is, or else its place in the batch."""

@@ -16,10 +16,13 @@ import hf_evcap
 from ...caption_data import load_caption_data
 from ...photo_rows import photo_keys
 from ..feature_cache import VisionFeatureCache
+from ..from_scratch.tiny_data import read_names
 from .caption_collator import PhotoCaptionCollator
 from .caption_examples import CaptionExamples, StreamedCaptionExamples
 from .caption_trainer import CaptionTrainer, last_whole_checkpoint
 from .freezing import apply_policy, describe_trainable
+from .name_alignment import align_names
+from .prepared_names import PreparedNames, retrieve_once
 from .quantization import language_model_quantization, prepare_for_training
 from .retrieval_in_training import TrainingRetrieval
 from .training_arguments import CaptionTrainingArguments, DataArguments, ModelArguments, RetrievalArguments
@@ -207,10 +210,22 @@ def run_training(
         # Only `paper` sends gradients to all that it trains: the last layers of Q-Formers have parts without any.
         training.ddp_find_unused_parameters = model_arguments.policy != "paper"
     report(f"Policy {model_arguments.policy}. {describe_trainable(model)}")
+    if model_arguments.align_names and checkpoint is None:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        file = retrieval_arguments.replacement_names if retrieval_arguments else None
+        error = align_names(base, model_arguments.align_names, read_names(file) if file else (), training.seed)
+        report(f"Names aligned with the language model's words: {100 * error:.1f} % of their variance is missed.")
     train_examples = load_training_examples(data_arguments, processor, training.seed, model)
     eval_examples = load_evaluation_examples(data_arguments, processor, model)
     report(describe_data(train_examples, eval_examples))
-    retrieval = TrainingRetrieval(model, **asdict(retrieval_arguments or RetrievalArguments()), seed=training.seed)
+    options = asdict(retrieval_arguments or RetrievalArguments())
+    share, others = options.pop("replaced_names"), options.pop("replacement_names")
+    retrieval = TrainingRetrieval(model, **options, seed=training.seed)
+    names = None
+    if data_arguments.captions_per_photo == "together":
+        check_groups(processor, training)
+    if share:
+        names = prepare_names(model, train_examples, retrieval, others, share, training.seed)
     callbacks = []
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
@@ -218,7 +233,7 @@ def run_training(
         model,
         training,
         processing_class=processor,
-        data_collator=PhotoCaptionCollator(processor, data_arguments.max_caption_length, photo_keys),
+        data_collator=PhotoCaptionCollator(processor, data_arguments.max_caption_length, photo_keys, names),
         train_dataset=train_examples,
         eval_dataset=eval_examples,
         callbacks=callbacks,
@@ -253,6 +268,35 @@ def run_training(
         trainer.push_to_hub()
     report(f"Saved {training.output_dir}")
     return trainer
+
+
+def check_groups(processor: Any, training: CaptionTrainingArguments) -> None:
+    """Refuses captions in groups where a prompt cannot be shared."""
+    if not hasattr(processor, "encode_prompt"):
+        raise ValueError(
+            "`captions_per_photo=together` shares a photo's prompt among its captions; this model's prompt holds what "
+            "was retrieved and is made inside of it. Use all or one."
+        )
+    if processor.encode_prompt(processor.prompt)[-1] == processor.image_token_id:
+        raise ValueError(
+            f"The prompt {processor.prompt_template!r} ends with the photo, so no token of text stands in front of "
+            "each caption. Use `captions_per_photo` all or one."
+        )
+    if training.label_smoothing_factor:
+        raise ValueError("`captions_per_photo=together` goes without `label_smoothing_factor`.")
+
+
+def prepare_names(
+    model: Any, examples: Any, retrieval: TrainingRetrieval, file: str | None, share: float, seed: int
+) -> PreparedNames:
+    """[`PreparedNames`] of the photos that are trained on, from the file of names that may replace each other."""
+    if getattr(examples, "captions", None) != "together" or not isinstance(examples, CaptionExamples):
+        raise ValueError("`replaced_names` needs `captions_per_photo=together`, and no streaming.")
+    if file is None:
+        raise ValueError("`replaced_names` needs `replacement_names`, the JSON file of names that replace each other.")
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = retrieve_once(model, examples, retrieval)
+    return PreparedNames(found, retrieval, base.config.num_retrieved_names, read_names(file), share, seed)
 
 
 def _shown(metrics: dict[str, float]) -> list[str]:

@@ -43,6 +43,13 @@ class ModelArguments:
             "decoder, lora, full."
         },
     )
+    align_names: int = field(
+        default=0,
+        metadata={
+            "help": "Before training, so many steps in which an untrained fusion Q-Former learns to hand names on as "
+            "the language model reads words (100 are enough; EVCap with tie_name_embeddings)."
+        },
+    )
     lora_parts: list[str] | None = field(
         default=None, metadata={"help": "Parts that get LoRA adapters, such as language_model fusion_qformer."}
     )
@@ -91,9 +98,12 @@ class DataArguments:
         default=None, metadata={"help": "Folder of `hf-evcap cache-features`, in place of the vision encoder."}
     )
     eval_feature_cache: str | None = field(default=None, metadata={"help": "The same for the evaluation's photos."})
-    captions_per_photo: Literal["all", "one", "first"] = field(
+    captions_per_photo: Literal["all", "one", "first", "together"] = field(
         default="all",
-        metadata={"help": "Each photo with all its captions an epoch, with one drawn by the seed, or with the first."},
+        metadata={
+            "help": "Each photo with all its captions an epoch, with one drawn by the seed, or with the first; "
+            "together: with all in one example, whose prompt runs once for them (EVCap; batches count photos)."
+        },
     )
     max_caption_length: int | None = field(default=128, metadata={"help": "Tokens of a caption, with its end."})
     truncate_captions: bool = field(default=False, metadata={"help": "Cut longer captions; else they are errors."})
@@ -119,6 +129,17 @@ class RetrievalArguments:
     keep_best: int = field(default=1, metadata={"help": "So many of the best are always among those drawn."})
     name_dropout: float = field(default=0.0, metadata={"help": "Share of retrieved names (captions) withheld."})
     photo_dropout: float = field(default=0.0, metadata={"help": "Share of photos from which all are withheld."})
+    replaced_names: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of photos of which a retrieved name is replaced by another, in the list and in the captions, "
+            "so that names are copied and not remembered. Needs --captions_per_photo together and --feature_cache."
+        },
+    )
+    replacement_names: str | None = field(
+        default=None,
+        metadata={"help": "JSON file of the names that are replaced by each other: a list, or LVIS categories."},
+    )
 
 
 @dataclass

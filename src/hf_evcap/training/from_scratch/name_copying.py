@@ -91,7 +91,9 @@ def initialize_name_copying(model: Any, seed: int = 0) -> None:
     model.language_projection.bias.zero_()
     outputs = query_output_norm(model)
     outputs.weight.fill_(0.5)
-    outputs.bias.copy_(words[config.image_token_id] * width**0.5 / scale)
+    known = config.image_token_id < len(words)  # else the placeholder has no embedding: start from the mean of all
+    start = words[config.image_token_id] if known else words.float().mean(dim=0)
+    outputs.bias.copy_(start * width**0.5 / scale)
 
 
 def query_output_norm(model: Any) -> nn.LayerNorm:
@@ -127,7 +129,7 @@ def align_names_with_words(
     count = model.config.num_name_query_tokens
     weights = [*model.fusion_qformer.parameters(), model.name_query_tokens, *model.language_projection.parameters()]
     generator = torch.Generator().manual_seed(seed)
-    words, outputs = model.get_input_embeddings().weight.detach(), query_output_norm(model)
+    words, outputs = model.get_input_embeddings().weight.detach().float(), query_output_norm(model)
     variance = words.var(dim=0).sum()
 
     def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
