@@ -93,11 +93,14 @@ def test_training_with_shared_prompts_and_replaced_names(captioned, tmp_path):
     assert trained.memory is not None  # keys are of the vision encoder, which stayed
 
 
-def test_what_is_missing_is_told(captioned, tmp_path):
+def test_what_is_missing_is_told(captioned, tmp_path, capsys):
     replaced = ["--replaced_names", "0.5", "--replacement_names", f"{captioned}/names.json"]
-    with pytest.raises(ValueError, match="--feature_cache"):
-        train(captioned, tmp_path / "1", *replaced)
-    with pytest.raises(ValueError, match="`replacement_names`, the JSON file"):
-        train(captioned, tmp_path / "2", *replaced[:2])
-    with pytest.raises(ValueError, match="captions_per_photo=together"):
-        train(captioned, tmp_path / "3", *replaced, "--captions_per_photo", "one")
+    cases = [
+        (replaced, "--feature_cache"),
+        (replaced[:2], "`replacement_names`, the JSON file"),
+        ([*replaced, "--captions_per_photo", "one"], "captions_per_photo=together"),
+        (["--label_smoothing_factor", "0.1"], "without `label_smoothing_factor`"),
+    ]
+    for number, (flags, message) in enumerate(cases):
+        assert train(captioned, tmp_path / str(number), *flags) == 1
+        assert message in capsys.readouterr().err
