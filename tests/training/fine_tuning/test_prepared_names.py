@@ -104,3 +104,16 @@ def test_what_is_missing_is_told(captioned, tmp_path, capsys):
     for number, (flags, message) in enumerate(cases):
         assert train(captioned, tmp_path / str(number), *flags) == 1
         assert message in capsys.readouterr().err
+
+
+def test_names_are_aligned_before_training(captioned, tmp_path, capsys):
+    flags = ["--align_names", "30", "--replacement_names", f"{captioned}/names.json", "--policy", "qformers"]
+    assert not train(captioned, tmp_path / "out", *flags)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Names aligned")]
+    assert float(line.split(": ")[1].split(" %")[0]) < 20  # a random start misses all of it
+    # Going on from a checkpoint keeps what was learned.
+    flags += ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "1"]
+    assert not train(captioned, tmp_path / "again", *flags)
+    capsys.readouterr()
+    assert not train(captioned, tmp_path / "again", *flags[:-2], "--resume_from_checkpoint", "true")
+    assert "Names aligned" not in capsys.readouterr().out

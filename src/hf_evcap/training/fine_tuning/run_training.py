@@ -215,6 +215,8 @@ def run_training(
         file = retrieval_arguments.replacement_names if retrieval_arguments else None
         error = align_names(base, model_arguments.align_names, read_names(file) if file else (), training.seed)
         report(f"Names aligned with the language model's words: {100 * error:.1f} % of their variance is missed.")
+    if training.compile_layers:
+        compile_layers(model)
     train_examples = load_training_examples(data_arguments, processor, training.seed, model)
     eval_examples = load_evaluation_examples(data_arguments, processor, model)
     report(describe_data(train_examples, eval_examples))
@@ -268,6 +270,15 @@ def run_training(
         trainer.push_to_hub()
     report(f"Saved {training.output_dir}")
     return trainer
+
+
+def compile_layers(model: Any) -> None:
+    """Compiles each layer of the language model by itself, for sequences of any length; layers share the kernels."""
+    language_model = (model.get_base_model() if hasattr(model, "get_base_model") else model).language_model
+    layers = set(language_model._no_split_modules or ())
+    for module in language_model.modules():
+        if type(module).__name__ in layers:
+            module.compile(dynamic=True)
 
 
 def check_groups(processor: Any, training: CaptionTrainingArguments) -> None:
