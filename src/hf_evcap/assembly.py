@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import normalizers
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -259,6 +260,25 @@ def load_text_tokenizer(source: ModelSource) -> Any:
         ) from error
 
 
+def reading_names(tokenizer: Any) -> Any:
+    """
+    A language model's tokenizer as one of names: a name has the tokens that it has inside a caption, after a space, so
+    that it can be written as it was read. A comma stands between names, as in a text, else the EOS token.
+    """
+    names = copy.deepcopy(tokenizer)
+    backend = getattr(names, "backend_tokenizer", None)
+    alone, inside = (names(text, add_special_tokens=False)["input_ids"] for text in ("cat", "a cat"))
+    if backend is not None and alone != inside[-len(alone) :]:
+        steps = [normalizers.Prepend(" ")] + ([] if backend.normalizer is None else [backend.normalizer])
+        backend.normalizer = normalizers.Sequence(steps)
+    if names.sep_token is None:
+        comma = tokenizer("a,", add_special_tokens=False)["input_ids"][-1:]
+        names.sep_token = tokenizer.convert_ids_to_tokens(comma[0]) if comma else names.eos_token
+        if names.sep_token != ",":
+            names.sep_token = names.eos_token
+    return names
+
+
 def stop_token_ids(tokenizer: Any) -> list[int]:
     """
     Tokens that end a caption, as the released EVCap decodes: the tokenizer's end, a newline, and a full stop with and
@@ -355,6 +375,7 @@ __all__ = [
     "load_vision_tower",
     "open_language_model",
     "own_config",
+    "reading_names",
     "split_options",
     "stop_token_ids",
     "with_prefix",

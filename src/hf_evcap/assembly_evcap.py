@@ -18,6 +18,7 @@ from .assembly import (
     load_text_tokenizer,
     open_language_model,
     own_config,
+    reading_names,
     split_options,
     with_prefix,
 )
@@ -149,14 +150,12 @@ class EVCapAssembly:
             if isinstance(fields["fusion_qformer_config"], PreTrainedConfig):
                 del fields["fusion_qformer_config"]
         if fields.get("tie_name_embeddings"):
-            names = copy.deepcopy(tokenizer) if given is None else given
-            if names.sep_token is None:  # its end is a token that the language model knows, and no part of a name
-                if names.eos_token is None:
-                    raise ValueError(
-                        "The language model's tokenizer has neither a SEP nor an EOS token to stand between names: "
-                        "set one and pass the tokenizer as `name_tokenizer`."
-                    )
-                names.sep_token = names.eos_token
+            names = reading_names(tokenizer) if given is None else given
+            if names.sep_token is None:
+                raise ValueError(
+                    "The language model's tokenizer has no comma, SEP or EOS token to stand between names: set one "
+                    "and pass the tokenizer as `name_tokenizer`."
+                )
             if names.sep_token_id >= self.text_source.config.get_text_config().vocab_size:
                 raise ValueError(
                     f"The name tokenizer's SEP token {names.sep_token!r} is no word of the language model, whose "

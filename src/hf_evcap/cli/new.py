@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..photo_files import list_photos
 
+
+_PHOTOS_TO_FIT = 2000
 
 EXAMPLES = """examples:
   hf-evcap new evcap --encoder Salesforce/blip2-flan-t5-xxl --language-model lmsys/vicuna-13b-v1.3 --out evcap-13b
@@ -59,8 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     evcap.add_argument(
         "--fit-vision-space",
         metavar="PHOTOS",
-        help="folder of photos to which the retrieval space of a vision tower is fitted (default: plain pooled "
-        "features are compared)",
+        help="photos to which the retrieval space of a vision tower is fitted, a folder or a dataset as for `hf-evcap "
+        "train`; the first 2,000 of them (default: plain pooled features are compared)",
     )
     evcap.add_argument(
         "--chat-template", action="store_true", help="prompt as the language model's chat template says"
@@ -120,7 +123,7 @@ def _new_evcap(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[A
     options = {"qformer_init": arguments.qformer_init, "fusion_init": arguments.fusion_init, **fields}
     options["gguf_file"] = arguments.gguf_file
     if arguments.fit_vision_space is not None:
-        options["vision_space_photos"] = list_photos(arguments.fit_vision_space)
+        options["vision_space_photos"] = _photos(arguments.fit_vision_space)
     processor = EVCapProcessor.from_encoder_and_language_model_pretrained(
         *parts,
         name_tokenizer=arguments.name_tokenizer,
@@ -132,6 +135,16 @@ def _new_evcap(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[A
         *parts, memory=arguments.memory, processor=processor, dtype=arguments.dtype, **options
     )
     return model, processor
+
+
+def _photos(source: str) -> Sequence[Any]:
+    """Photos of a folder, or of a dataset."""
+    if Path(source).is_dir():
+        return list_photos(source)[:_PHOTOS_TO_FIT]
+    from ..caption_data import load_caption_data
+
+    dataset = load_caption_data(source, require_captions=False)
+    return dataset.select(range(min(len(dataset), _PHOTOS_TO_FIT)))["image"][:]
 
 
 def _describe(model: Any, out: Path) -> str:
