@@ -289,3 +289,17 @@ def test_accelerate_launch_gives_what_one_process_gives(tiny_dir: Path, collecti
     one, two = (VisualNameMemory.from_pretrained(tmp_path / name) for name in ("one", "two"))
     assert two.table.equals(one.table)
     assert two.fingerprint == one.fingerprint
+
+
+def test_scenes_of_captioned_photos(tiny_dir: Path, photo_paths: list[str], tmp_path: Path) -> None:
+    captions = [["A dog runs.", "the DOG on grass", "grass"], ["a red ball", "blue"], ["one cat"]]
+    rows = {"image": photo_paths[:3], "image_id": ["a", "b", "c"], "captions": captions}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "scenes.parquet")
+    words = ["memory", "build", str(tmp_path / "scenes.parquet"), "--model", str(tiny_dir), "--names-from", "captions"]
+    assert main([*words, "--out", str(tmp_path / "memory"), "--source-name", "flickr8k"]) == 0
+    memory = VisualNameMemory.from_pretrained(tmp_path / "memory")
+    assert memory.names == ["dog", "grass", "cat"]  # no word of the second photo is said twice
+    columns = {name: memory.columns[name].to_pylist() for name in ("kind", "image_id", "source")}
+    assert columns == {"kind": ["scene"] * 3, "image_id": ["a", "a", "c"], "source": ["flickr8k"] * 3}
+    assert np.array_equal(memory.keys[0], memory.keys[1]) and not np.array_equal(memory.keys[1], memory.keys[2])

@@ -117,3 +117,14 @@ def test_names_are_aligned_before_training(captioned, tmp_path, capsys):
     capsys.readouterr()
     assert not train(captioned, tmp_path / "again", *flags[:-2], "--resume_from_checkpoint", "true")
     assert "Names aligned" not in capsys.readouterr().out
+
+
+def test_adapters_after_the_frozen_run(captioned, tmp_path):
+    flags = ["--feature_cache", f"{captioned}/cache", "--replaced_names", "0.3", "--policy", "lora"]
+    flags += ["--replacement_names", f"{captioned}/names.json", "--lora_beside", "qformers", "--lora_rank", "4"]
+    assert not train(captioned, tmp_path / "out", *flags, "--merge_adapters", "true", "--learning_rate", "1e-2")
+    before = dict(EVCapForConditionalGeneration.from_pretrained(hf_evcap.default_model()).named_parameters())
+    trained = EVCapForConditionalGeneration.from_pretrained(tmp_path / "out")
+    moved = {name.split(".")[0] for name, weight in trained.named_parameters() if not weight.equal(before[name])}
+    assert moved == {"qformer", "fusion_qformer", "language_projection", "language_model"}
+    assert trained.memory is not None

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...photo_rows import photo_keys
 from ...retrieval_evcap import normalize_name
-from .retrieval_in_training import TrainingRetrieval, photo_keys
+from .retrieval_in_training import TrainingRetrieval
 
 
 class PreparedNames:
