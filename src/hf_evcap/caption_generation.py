@@ -61,8 +61,8 @@ class CaptionGenerationMixin(GenerationMixin):
 
         Args:
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, text_hidden_size)`): All it reads.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding; or what
-                each place sees, boolean, `(batch_size, 1, sequence_length, sequence_length)`, with `position_ids`.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding; or
+                what each place sees, `(batch_size, 1, sequence_length, sequence_length)`, boolean, with positions.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Counted from the
                 mask when absent.
             cache (`Cache`, *optional*): Of the tokens before.

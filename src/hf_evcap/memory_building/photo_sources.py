@@ -180,7 +180,7 @@ def captioned_scenes(dataset: Any, source: str = "captions", min_captions: int =
         dataset (`datasets.Dataset`): Columns `image`, `image_id` and `captions`, from
             [`~caption_data.load_caption_data`].
         source (`str`, *optional*): Value of the column `source`.
-        min_captions (`int`, *optional*, defaults to 2): In how many captions of a photo a word must stand, at most all.
+        min_captions (`int`, *optional*, defaults to 2): In how many captions of a photo a word stands, at most all.
     """
     from ..training.from_scratch.caption_text import normalize_caption, shared_words
 
@@ -281,4 +281,12 @@ def joined(sources: Iterable[NamedPhotos]) -> NamedPhotos:
     return NamedPhotos(int(starts[-1]), get, identity, licenses)
 
 
-__all__ = ["NamedPhotos", "annotated_boxes", "captioned_scenes", "dataset_rows", "joined", "photo_folder", "photo_table"]
+__all__ = [
+    "NamedPhotos",
+    "annotated_boxes",
+    "captioned_scenes",
+    "dataset_rows",
+    "joined",
+    "photo_folder",
+    "photo_table",
+]

@@ -132,8 +132,8 @@ class RetrievalArguments:
     replaced_names: float = field(
         default=0.0,
         metadata={
-            "help": "Share of photos of which a retrieved name is replaced by another, in the list and in the captions, "
-            "so that names are copied and not remembered. Needs --captions_per_photo together and --feature_cache."
+            "help": "Share of photos of which a retrieved name is replaced by another, in list and captions alike, so "
+            "that names are copied and not remembered. Needs --captions_per_photo together and --feature_cache."
         },
     )
     replacement_names: str | None = field(
@@ -171,8 +171,8 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     compile_layers: bool = field(
         default=False,
         metadata={
-            "help": "Compile the language model's layers, one kernel for all of them: a third less time a step after a "
-            "minute or two of compiling (needs a C++ compiler on a CPU)."
+            "help": "Compile the language model's layers, one kernel for all of them: a third less time a step, after "
+            "a minute or two of compiling (on a CPU it needs a C++ compiler)."
         },
     )
     save_only_trained: bool = field(
