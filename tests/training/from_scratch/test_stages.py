@@ -13,14 +13,14 @@ from hf_evcap.configuration_efficientnet_lite import EfficientNetLiteConfig
 from hf_evcap.image_processing_efficientnet_lite import EfficientNetLiteImageProcessor
 from hf_evcap.modeling_efficientnet_lite import EfficientNetLiteModel
 from hf_evcap.training.feature_cache import cache_vision_features, random_view
-from hf_evcap.training.from_scratch.caption_mixture import CachedFeatures, CaptionedPhotos, CaptionMixture, NamedPhotos
-from hf_evcap.training.from_scratch.caption_tokenizer import train_caption_tokenizer
-from hf_evcap.training.from_scratch.data_collator import CaptionCollator
-from hf_evcap.training.from_scratch.name_copying import (
+from hf_evcap.training.fine_tuning.name_copying import (
     align_names_with_words,
     initialize_name_copying,
     initialize_word_copying,
 )
+from hf_evcap.training.from_scratch.caption_mixture import CachedFeatures, CaptionedPhotos, CaptionMixture, NamedPhotos
+from hf_evcap.training.from_scratch.caption_tokenizer import train_caption_tokenizer
+from hf_evcap.training.from_scratch.data_collator import CaptionCollator
 from hf_evcap.training.from_scratch.name_exercises import NamedCaptionExercises, NameSource
 from hf_evcap.training.from_scratch.stage_trainer import AverageWeights, StageSettings, part_rate, run_stage
 

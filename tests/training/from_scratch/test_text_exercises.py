@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from hf_evcap.caption_data.caption_words import content_words, normalize_caption, shared_words
+from hf_evcap.training.fine_tuning.name_lists import join_names
 from hf_evcap.training.from_scratch.caption_text import SceneTextSimulator, vote_scene_words
 from hf_evcap.training.from_scratch.caption_tokenizer import train_caption_tokenizer
-from hf_evcap.training.from_scratch.data_collator import CaptionCollator, NamesAsTextCollator, join_names
+from hf_evcap.training.from_scratch.data_collator import CaptionCollator, NamesAsTextCollator
 from hf_evcap.training.from_scratch.name_exercises import NamedCaptionExercises, NameSource, replace_word
 from hf_evcap.training.from_scratch.packed_captions import PackedCaptions
 

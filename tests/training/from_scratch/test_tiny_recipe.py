@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 import hf_evcap.training
 from hf_evcap import EVCapForConditionalGeneration, EVCapProcessor
 from hf_evcap.modeling_efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
-from hf_evcap.training.from_scratch.tiny_data import TinyData, read_names
+from hf_evcap.training.fine_tuning.name_lists import read_names
+from hf_evcap.training.from_scratch.tiny_data import TinyData
 from hf_evcap.training.from_scratch.tiny_export import export_captioner, memory_rows
 from hf_evcap.training.from_scratch.tiny_recipe import TinyRecipe
 from tests.test_modeling_efficientnet_lite import published_name

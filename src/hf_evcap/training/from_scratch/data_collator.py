@@ -8,20 +8,7 @@ from typing import Any
 
 import torch
 
-
-def join_names(names: Sequence[Sequence[int]], sep_token_id: int, max_length: int) -> list[int]:
-    """
-    Joins names as the retriever does: `name <sep> name <sep>`, cut at `max_length`, a lone separator without names.
-
-    Args:
-        names (`Sequence[Sequence[int]]`): Token ids of each name.
-        sep_token_id (`int`): The separator, which stands last even after a cut.
-        max_length (`int`): Tokens at most.
-    """
-    joined = [token for name in names for token in (*name, sep_token_id)] or [sep_token_id]
-    if len(joined) > max_length:
-        joined = [*joined[: max_length - 1], sep_token_id]
-    return joined
+from ..fine_tuning.name_lists import join_names
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int, length: int | None = None) -> torch.Tensor:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import random
-import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ...caption_data.caption_words import content_words, normalize_caption
+from ..fine_tuning.name_lists import read_names
 from .caption_text import SceneTextSimulator, read_captions
 from .caption_tokenizer import train_caption_tokenizer
 from .name_exercises import NamedCaptionExercises, NameSource
@@ -28,16 +27,6 @@ PEOPLE_AND_DOGS = "man woman boy girl child people person dog men women children
 def open_photo(row: dict[str, Any]) -> Image.Image:
     """Reads a photo as `datasets` stores it in parquet, `{"bytes": ..., "path": ...}`, as RGB."""
     return Image.open(io.BytesIO(row["bytes"]) if row.get("bytes") else row["path"]).convert("RGB")
-
-
-def read_names(path: str | Path) -> list[str]:
-    """Reads general names: LVIS categories with their synonyms, or a plain JSON list of strings; lower case."""
-    entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    names = set()
-    for entry in entries:
-        for name in [entry] if isinstance(entry, str) else [entry["name"], *entry.get("synonyms", [])]:
-            names.add(" ".join(re.sub(r"\(.*?\)", "", name.replace("_", " ")).split()).lower())
-    return sorted(names - {""})
 
 
 class TinyData:

@@ -21,11 +21,12 @@ from ...modeling_efficientnet_lite import convert_efficientnet_lite_state_dict
 from ...modeling_evcap import EVCapForConditionalGeneration
 from ...retrieval_evcap import normalize_name
 from ..feature_cache import cache_vision_features
+from ..fine_tuning.name_copying import align_names_with_words, initialize_name_copying, initialize_word_copying
+from ..fine_tuning.name_lists import join_names
 from .caption_mixture import CachedFeatures, CaptionedPhotos, CaptionMixture, NamedPhotos
 from .caption_text import agreement_weights
 from .caption_tokenizer import IMAGE_TOKEN
-from .data_collator import CaptionCollator, NamesAsTextCollator, join_names
-from .name_copying import align_names_with_words, initialize_name_copying, initialize_word_copying
+from .data_collator import CaptionCollator, NamesAsTextCollator
 from .name_exercises import CopyingExercises
 from .packed_captions import PackedCaptions, collate_packed
 from .stage_trainer import StageSettings, run_stage
