@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .text_files import UTF16_MARKS, json_lines, parse_json, read_table, read_text
 
 
 @dataclass
@@ -39,11 +38,13 @@ def detect_format(file: Path) -> str:
         start = opened.read(65536)
     if start[:4] == b"PAR1":
         return "parquet"
+    if start.startswith(UTF16_MARKS):
+        read_text(file)  # says so
     text = start.decode("utf-8-sig", errors="replace").lstrip()
     if text[:1] in ("{", "["):
         return _detect_json(file)
     first_line = text.partition("\n")[0]
-    if start and b"\0" not in start and _delimiter(first_line) is not None:
+    if start and "\0" not in first_line and _delimiter(first_line) is not None:
         return "csv"
     raise ValueError(
         f"{file} is in no format that is known: expected Karpathy's JSON (`images` with `sentences`), COCO's or "
@@ -72,11 +73,11 @@ def _detect_json(file: Path) -> str:
 def _parse_json(file: Path) -> Any:
     """The file's JSON value, or `None` where it holds several, one a line."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
+        content = parse_json(read_text(file), file)
+    except ValueError as error:
+        if getattr(error.__cause__, "msg", None) == "Extra data":
             return None
-        raise ValueError(f"{file} is not valid JSON: {error}.") from error
+        raise
     if not isinstance(content, (dict, list)):
         raise ValueError(f"{file} holds {type(content).__name__}; expected an object or a list of objects.")
     return content
@@ -175,39 +176,24 @@ def read_jsonl(file: Path) -> Listing:
     content = _parse_json(file)
     listing = Listing([])
     if content is None or isinstance(content, dict):
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    place = f"{file}, line {number}"
-                    try:
-                        listing.rows.append(json.loads(line))
-                    except json.JSONDecodeError as error:
-                        raise ValueError(f"{place}: not valid JSON ({error}).") from error
-                    listing.places.append(place)
-    else:
-        listing = Listing(content, [f"{file}[{number}]" for number in range(len(content))])
-    for row, place in zip(listing.rows, listing.places, strict=True):
+        for number, row in json_lines(file):
+            listing.rows.append(row)
+            listing.places.append(f"{file}, line {number}")
+        return _with_splits(listing)
+    for number, row in enumerate(content):
         if not isinstance(row, dict):
-            raise ValueError(f"{place}: expected an object, got {type(row).__name__}.")
-    return _with_splits(listing)
+            raise ValueError(f"{file}[{number}]: expected an object, got {type(row).__name__}.")
+    return _with_splits(Listing(content, [f"{file}[{number}]" for number in range(len(content))]))
 
 
 def read_csv(file: Path) -> Listing:
     """Reads a table with a header, its columns parted by commas, tabs, semicolons or bars."""
-    text = file.read_text(encoding="utf-8-sig")
+    text = read_text(file)
     delimiter = _delimiter(text.partition("\n")[0])
     if delimiter is None:
         raise ValueError(f"{file} has no header that names an image column; it starts with {text[:60]!r}.")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-    listing = Listing([])
-    for row in reader:
-        place = f"{file}, line {reader.line_num}"
-        if None in row or any(value is None for value in row.values()):
-            raise ValueError(f"{place}: the row has another number of columns than the header.")
-        listing.rows.append({name: value.strip() for name, value in row.items()})
-        listing.places.append(place)
-    return _with_splits(listing)
+    table = read_table(file, delimiter)
+    return _with_splits(Listing([row for _, row in table], [f"{file}, line {line}" for line, _ in table]))
 
 
 def _delimiter(header: str) -> str | None:

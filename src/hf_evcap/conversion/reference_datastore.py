@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..caption_data.text_files import parse_json, read_text
 from ..datastore_smallcap import CaptionDatastore
 from ..store_index import import_faiss
 
@@ -41,10 +41,7 @@ def load_smallcap_datastore(
     for file in (index_file, captions_file):
         if not file.is_file():
             raise FileNotFoundError(f"There is no file {str(file)!r}.")
-    try:
-        captions = json.loads(captions_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{captions_file} is not valid JSON: {error}.") from error
+    captions = parse_json(read_text(captions_file), captions_file)
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{captions_file} must hold a list of captions, strings only.")
     try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import io
 import json
 import os
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from ..caption_data.annotation_files import (
 from ..caption_data.caption_checks import read_captions, read_image_id
 from ..caption_data.dataset_columns import open_dataset
 from ..caption_data.splits import rows_of_split
+from ..caption_data.text_files import parse_json, read_text
 from ..datastore_smallcap import CaptionDatastore
 from ..memory_building import NamedPhotos, dataset_rows
 from ..store_files import MANIFEST_NAME
@@ -117,21 +118,17 @@ Found = tuple[list[str], list[str | None]]
 
 
 def _text_lines(path: Path) -> Found:
-    with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as f:
-        try:
-            captions = [line.strip() for line in f if line.strip()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not text in UTF-8 ({error}).") from error
+    lines = io.StringIO(read_text(path), newline=None)
+    captions = [line.strip() for line in lines if line.strip()]
     return captions, [None] * len(captions)
 
 
 def _list_of_captions(path: Path) -> Found | None:
     """A JSON list of strings, as the reference's `coco_index_captions.json`; `None` if the file is another thing."""
-    with path.open(encoding="utf-8-sig") as opened:
-        if opened.read(64).lstrip()[:1] != "[":
-            return None
-        opened.seek(0)
-        content = json.load(opened)
+    text = read_text(path)
+    if text.lstrip()[:1] != "[":
+        return None
+    content = parse_json(text, path)
     if not content or not isinstance(content[0], str):
         return None
     captions = [caption for place, one in enumerate(content) for caption in read_captions([one], f"{path}[{place}]")]

@@ -125,7 +125,8 @@ def caption_photos(
             shards.write(shard, partial(_write_text, text))
             progress.update(len(rows))
     shards.processes.wait_for_everyone()
-    return [json.loads(line) for file in shards.files for line in file.read_text(encoding="utf-8").splitlines()]
+    # Not `splitlines`: a caption may hold a line separator of Unicode, which JSON leaves as it is.
+    return [json.loads(line) for file in shards.files for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _write_text(text: str, file: BinaryIO) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..caption_data.caption_checks import read_image_id
+from ..caption_data.text_files import parse_json, read_text
 
 
 def read_predictions(file: str | Path, image_ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -29,10 +29,7 @@ def read_predictions(file: str | Path, image_ids: Sequence[str]) -> list[dict[st
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"There is no file of predictions {file}.")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}.") from error
+    content = parse_json(read_text(file), file)
     if not isinstance(content, list):
         raise ValueError(
             f'{file} must hold a list of {{"image_id": ..., "caption": ...}}, got {type(content).__name__}.'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..caption_data.text_files import json_lines, parse_json, read_table, read_text
+from ..photo_bytes import is_url
 from ..photo_datasets import undecoded
 from ..photo_files import photos_below
 from ..photo_loading import load_photo
@@ -89,14 +90,11 @@ def photo_table(
     """
     file = Path(file)
     root = Path(images) if images is not None else file.parent
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        if file.suffix.lower() in (".jsonl", ".json", ".ndjson"):
-            table: list[tuple[int, Any]] = [
-                (n, _json_row(file, n, line)) for n, line in enumerate(lines, 1) if line.strip()
-            ]
-        else:
-            delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-            table = list(enumerate(csv.DictReader(lines, delimiter=delimiter), 2))
+    table: Sequence[tuple[int, Mapping[str, Any]]]
+    if file.suffix.lower() in (".jsonl", ".json", ".ndjson"):
+        table = json_lines(file)
+    else:
+        table = read_table(file, "\t" if file.suffix.lower() == ".tsv" else ",")
     rows = []
     for number, row in table:
         for column in (image_column, name_column, *columns):
@@ -104,12 +102,12 @@ def photo_table(
                 raise ValueError(
                     f"{file}, line {number}: there is no {column!r}; the columns are {', '.join(map(str, row))}."
                 )
-        image = str(row[image_column])
-        if not image.startswith(("http://", "https://")):
-            image = str(root / image)
+        image = row[image_column]
+        if not isinstance(image, str):
+            raise ValueError(f"{file}, line {number}: {image_column!r} must name a photo, got {image!r:.80}.")
         rows.append({
-            "image": image,
-            "names": _as_names(row[name_column]),
+            "image": image if is_url(image) else str(root / image),
+            "names": _as_names(row[name_column], f"{file}, line {number}"),
             "source": source or file.name,
             **{column: row[column] for column in columns},
         })  # fmt: skip
@@ -118,18 +116,27 @@ def photo_table(
     return _listed(rows)
 
 
-def _json_row(file: Path, number: int, line: str) -> dict[str, Any]:
+def _as_names(value: Any, place: str) -> list[str]:
+    """A name or a list of them; numbers and nulls are no names, whatever they look like as text."""
+    names = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not names:
+        raise ValueError(f"{place}: the list of names is empty.")
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}, line {number}: not valid JSON ({error}).") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{file}, line {number}: expected an object, got {type(row).__name__}.")
-    return row
+        return [_checked_name(name) for name in names]
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
-def _as_names(value: Any) -> list[str]:
-    return [str(name) for name in value] if isinstance(value, (list, tuple)) else [str(value)]
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"A name must be text, got {name!r:.80}.")
+    return name
+
+
+def _class_name(label: Any, names: Sequence[str]) -> str:
+    if not isinstance(label, int) or not 0 <= label < len(names):
+        raise ValueError(f"There is no name for the label {label!r}; the labels are 0 to {len(names) - 1}.")
+    return names[label]
 
 
 def dataset_rows(
@@ -161,7 +168,7 @@ def dataset_rows(
         names = row[name_column] if isinstance(row[name_column], list) else [row[name_column]]
         return {
             "image": row[image_column],
-            "names": [class_names[name] if class_names else str(name) for name in names],
+            "names": [_class_name(name, class_names) if class_names else _checked_name(name) for name in names],
             "source": source,
             **{column: row[column] for column in columns},
         }
@@ -217,20 +224,23 @@ def annotated_boxes(
     """
     file = Path(annotations)
     try:
-        with file.open(encoding="utf-8") as opened:
-            listing = json.load(opened)
+        listing = parse_json(read_text(file), file)
         photos = {photo["id"]: photo for photo in listing["images"]}
-        names = {category["id"]: category["name"] for category in listing["categories"]}
+        names = {category["id"]: _checked_name(category["name"]) for category in listing["categories"]}
         boxes: dict[int, dict[int, list[Any]]] = {}
         for box in listing["annotations"]:
             x, y, width, height = box["bbox"]
             if not box.get("iscrowd") and width >= 2 and height >= 2:
-                boxes.setdefault(box["category_id"], {}).setdefault(box["image_id"], [x, y, width, height])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                photo, category = photos[box["image_id"]]["id"], box["category_id"]
+                boxes.setdefault(category, {}).setdefault(photo, [x, y, width, height])
+        unnamed = sorted(set(boxes) - set(names))
+        if unnamed:
+            raise ValueError(f"no category has the id {unnamed[0]!r}")
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not a file of LVIS or COCO annotations ({error!r}).") from error
     rng = np.random.default_rng(seed)
     rows = []
-    for category in sorted(boxes, key=lambda category: str(names[category])):
+    for category in sorted(boxes, key=names.__getitem__):
         ids = sorted(boxes[category])
         chosen = sorted(ids[place] for place in rng.permutation(len(ids))[:photos_per_name])
         for photo in chosen:
@@ -238,7 +248,7 @@ def annotated_boxes(
                 "image": str(Path(images) / _photo_file(photos[photo], Path(images))),
                 "box": boxes[category][photo],
                 "image_id": str(photo),
-                "names": [str(names[category])],
+                "names": [names[category]],
                 "source": source or file.stem,
             })  # fmt: skip
     if not rows:
