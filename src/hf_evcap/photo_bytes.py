@@ -40,6 +40,39 @@ def is_url(source: str) -> bool:
     return source[:8].lower().startswith(("http://", "https://"))
 
 
+def address_of(source: Any) -> str | None:
+    """
+    The address that a photo of a table or dataset would be fetched from, or `None` for one that is there.
+
+    Args:
+        source: As tables and datasets hold photos: a name, or a row `{"bytes": ..., "path": ...}`.
+    """
+    if isinstance(source, dict):
+        source = None if source.get("bytes") else source.get("path")
+    if not isinstance(source, str):
+        return None
+    name = source.strip()
+    schemes = [part for part in name.split("::") if _SCHEME.match(part) and not part.startswith(_ARCHIVES)]
+    return name if schemes else None
+
+
+def check_address(source: Any, allow_urls: bool) -> None:
+    """
+    Refuses a photo of a table or dataset that is to be fetched from somewhere, unless that is allowed.
+
+    Whoever wrote the table decides what is asked of which server, of this machine's own network, too.
+
+    Raises:
+        ValueError: It names an address.
+    """
+    address = None if allow_urls else address_of(source)
+    if address is not None:
+        raise ValueError(
+            f"T{describe(address)[1:]} is an address. Those in tables and datasets are fetched with "
+            "`allow_urls=True` (--allow-urls) only."
+        )
+
+
 def describe(source: Any) -> str:
     """How messages call a photo."""
     if not isinstance(source, (str, os.PathLike)):
@@ -236,4 +269,4 @@ def _fetch(url: str, timeout: float) -> bytes:
     return bytes(content)
 
 
-__all__ = ["decode_base64", "describe", "is_url", "open_photo"]
+__all__ = ["address_of", "check_address", "decode_base64", "describe", "is_url", "open_photo"]

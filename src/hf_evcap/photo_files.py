@@ -27,7 +27,12 @@ def list_photos(folder: str | os.PathLike) -> list[str]:
 def photos_below(folder: str | os.PathLike) -> list[str]:
     """The same for a folder that is there and may hold none."""
     files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file())
-    return [str(path) for path in sorted(files)]
+    return [str(path) for path in sorted(files) if not is_hidden(path.relative_to(folder))]
 
 
-__all__ = ["PHOTO_SUFFIXES", "list_photos", "photos_below"]
+def is_hidden(path: Path) -> bool:
+    """Whether a path is one that systems hide: `.cache/`, macOS' companions of files, `._photo.jpg`, `__MACOSX/`."""
+    return any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in path.parts)
+
+
+__all__ = ["PHOTO_SUFFIXES", "is_hidden", "list_photos", "photos_below"]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from ..photo_bytes import address_of, check_address
 
 
 def _is_missing(value: Any) -> bool:
@@ -89,11 +92,6 @@ def read_domain(value: Any, place: str) -> str:
     return str(value).strip()
 
 
-def is_url(name: str) -> bool:
-    """Whether a photo's name is an address that `datasets` opens."""
-    return name.startswith(("http://", "https://", "hf://"))
-
-
 def group_captions(
     image_ids: Sequence[str],
     captions: Sequence[list[str]],
@@ -167,27 +165,49 @@ class PhotoFolder:
 
     Args:
         folders (`Sequence[Path]`): Where relative paths may start.
+        allow_urls (`bool`, *optional*, defaults to `False`): Take addresses, too.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], allow_urls: bool = False) -> None:
         self.folders = list(folders)
+        self.allow_urls = allow_urls
 
-    def find(self, candidates: Sequence[str]) -> str | None:
-        """The first candidate that exists, as a path; URLs are taken as they are. `None` if there is none."""
+    def find(self, candidates: Sequence[str], place: str) -> str:
+        """
+        The first candidate that exists, as a path, or an address as it is.
+
+        Args:
+            candidates (`Sequence[str]`): Names that the photo may have.
+            place (`str`): Where it is listed, for messages.
+
+        Raises:
+            FileNotFoundError: There is none of them.
+            ValueError: It is an address, and those are not allowed.
+        """
         for candidate in candidates:
-            if is_url(candidate):
+            if address_of(candidate):
+                check_listed_address(candidate, self.allow_urls, place)
                 return candidate
             for folder in self.folders:
                 path = folder / candidate
-                if path.is_file():
+                if os.path.isfile(path):
                     self.folders.sort(key=lambda other: other != folder)  # the next photo is likely in the same
                     return str(path)
-        return None
-
-    def missing(self, candidates: Sequence[str], place: str) -> FileNotFoundError:
-        """The error for a photo that is not there."""
         folders = " or ".join(map(str, self.folders))
-        return FileNotFoundError(
-            f"{place}: there is no photo {candidates[0]} in {folders}. Name the folder of the photos with `images` "
-            '(--images), or leave such photos out with on_error="skip" (--on-error skip).'
+        raise FileNotFoundError(
+            f"{place}: there is no photo {candidates[0][:200]} in {folders}. Name the folder of the photos with "
+            '`images` (--images), or leave such photos out with on_error="skip" (--on-error skip).'
         )
+
+
+def check_listed_address(photo: Any, allow_urls: bool, place: str) -> None:
+    """
+    Refuses a photo that is to be fetched from an address, unless that is allowed; see [`check_address`].
+
+    Raises:
+        ValueError: It is one; the message tells the place.
+    """
+    try:
+        check_address(photo, allow_urls)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error

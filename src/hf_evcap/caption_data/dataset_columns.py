@@ -9,15 +9,18 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
+from ..photo_bytes import address_of
+from ..photo_files import is_hidden
 from .annotation_files import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS, Listing, find_column
 from .caption_checks import (
     PhotoFolder,
+    check_listed_address,
     check_references,
     group_captions,
-    is_url,
     read_captions,
     read_domain,
     read_image_id,
@@ -73,7 +76,7 @@ def open_dataset(
 def _check_parquet(path: Path, on_error: str) -> dict[str, str]:
     """Names damaged parquet files, of which pyarrow does not say which they are; gives options that skip them."""
     damaged = []
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = [path] if path.is_file() else _parquet_files(path)
     for file in files:
         try:
             pq.read_metadata(file)
@@ -88,6 +91,10 @@ def _check_parquet(path: Path, on_error: str) -> dict[str, str]:
         return {}
     logger.warning(f"{path}: left out {len(damaged)} of {len(files)} files, which are damaged: {', '.join(damaged)}.")
     return {"on_bad_files": "skip"}
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*.parquet") if not is_hidden(file.relative_to(folder)))
 
 
 def _choose_split(splits: Any, split: str | None, source: str) -> tuple[Any, str | None]:
@@ -130,6 +137,7 @@ def standardize(
     require_captions: bool | None,
     on_error: str,
     what: str,
+    allow_urls: bool,
 ) -> datasets.Dataset:
     """
     Checks a dataset's rows and gives it our columns.
@@ -138,6 +146,7 @@ def standardize(
         dataset (`datasets.Dataset`): Any, with a column of photos or of their files' names.
         split (`str`, *optional*): Taken from its column `split`.
         columns, require_captions, on_error, what: As in `dataset_of_listing`.
+        allow_urls (`bool`): See [`load_caption_data`].
         images (`str` or `os.PathLike`, *optional*): Folder of the photos, where the dataset names files.
     """
     if split is not None:
@@ -149,7 +158,9 @@ def standardize(
     if _holds_names(dataset.features[image_column]):
         folder = Path(images) if images is not None else Path(what).parent if os.path.isfile(what) else Path(what)
         listing = Listing(dataset.to_list(), places)
-        return dataset_of_listing(listing, PhotoFolder([folder]), columns, require_captions, on_error, what)
+        return dataset_of_listing(
+            listing, PhotoFolder([folder], allow_urls), columns, require_captions, on_error, what
+        )
     texts = {key: name for key, name in found.items() if key != "image" and name is not None}
     table = dataset.select_columns(list(texts.values())).to_dict() if texts else {}
     values = {key: table[name] for key, name in texts.items()}
@@ -158,6 +169,8 @@ def standardize(
     given = values.get("captions", [None] * len(dataset))
     captions = [read_captions(value, place) for value, place in zip(given, places, strict=True)]
     photos = dataset.cast_column(image_column, datasets.Image(decode=False))
+    if not allow_urls:
+        _check_addresses(photos.data.column(image_column), what)
 
     def same_photo(first: int, other: int) -> bool:
         return photos[first][image_column] == photos[other][image_column]
@@ -183,22 +196,40 @@ def _holds_names(feature: Any) -> bool:
     return getattr(feature, "dtype", None) == "string"
 
 
+def _check_addresses(photos: pa.ChunkedArray, what: str) -> None:
+    """Refuses a column of undecoded photos that names addresses where it has no bytes."""
+    for chunk in photos.iterchunks():
+        empty = pc.is_null(pc.struct_field(chunk, "bytes"))
+        paths = pc.struct_field(chunk, "path").cast(pa.large_string())
+        for path in paths.filter(pc.and_kleene(empty, pc.match_substring(paths, "://"))).to_pylist():
+            check_listed_address(path, False, what)
+
+
 def standardize_stream(
-    dataset: datasets.IterableDataset, columns: dict[str, str | None], images: str | os.PathLike | None, what: str
+    dataset: datasets.IterableDataset,
+    columns: dict[str, str | None],
+    images: str | os.PathLike | None,
+    what: str,
+    allow_urls: bool,
 ) -> datasets.IterableDataset:
     """The same for rows that come one by one; what concerns several rows (ids that stand twice) is not seen."""
     if dataset.features is None:
         dataset = dataset._resolve_features()
     found = find_columns(list(dataset.features), columns, what)
     image_column = str(found["image"])
-    if not _holds_names(dataset.features[image_column]):
+    named = _holds_names(dataset.features[image_column])
+    if not named:
         dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         place = f"{what}, row {number}"
         photo = row[image_column]
+        address = address_of(photo)
+        # A stream from the Hub names its photos by where they lie there.
+        if address and (named or not address.rpartition("::")[2].startswith("hf://")):
+            check_listed_address(photo, allow_urls, place)
         if isinstance(photo, str):
-            photo = {"bytes": None, "path": photo if is_url(photo) else str(Path(images or "") / photo)}
+            photo = {"bytes": None, "path": photo if address else str(Path(images or "") / photo)}
         converted = {
             "image": photo,
             "image_id": read_image_id(row[found["image_id"]] if found["image_id"] else number, place),

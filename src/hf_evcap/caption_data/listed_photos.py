@@ -54,10 +54,11 @@ def dataset_of_listing(
     rows, places, files, image_ids, captions = [], [], [], [], []
     for row, place in zip(listing.rows, listing.places, strict=True):
         candidates = _photo_names(row, image_column, id_column, place)
-        file = folder.find(candidates)
-        if file is None:
+        try:
+            file = folder.find(candidates, place)
+        except (FileNotFoundError, ValueError):
             if on_error == "raise":
-                raise folder.missing(candidates, place)
+                raise
             continue
         rows.append(row)
         places.append(place)
@@ -65,8 +66,8 @@ def dataset_of_listing(
         image_ids.append(read_image_id(row.get(id_column) if id_column else candidates[0], place))
         captions.append(read_captions(row.get(caption_column) if caption_column else None, place))
     if len(rows) < len(listing.rows):
-        missing = len(listing.rows) - len(rows)
-        logger.warning(f"{what}: left out {missing} of {len(listing.rows)} rows, whose photos are missing.")
+        without = f"{len(listing.rows) - len(rows)} of {len(listing.rows)} rows"
+        logger.warning(f"{what}: left out {without}, whose photos are missing or not to be fetched.")
     one_a_row = caption_column is not None and all(isinstance(row.get(caption_column), str) for row in rows)
     firsts, captions = group_captions(
         image_ids, captions, places, one_a_row, lambda first, other: files[first] == files[other]

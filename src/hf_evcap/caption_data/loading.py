@@ -42,6 +42,7 @@ def load_caption_data(
     domain_column: str | None = None,
     require_captions: bool | None = None,
     on_error: str = "raise",
+    allow_urls: bool = False,
     streaming: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -67,6 +68,8 @@ def load_caption_data(
             all have captions, or none, as in a test set.
         on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out photos whose file is missing and
             damaged files of a folder of parquet, and logs how many.
+        allow_urls (`bool`, *optional*, defaults to `False`): Fetch photos that tables and datasets name by an address.
+            Whoever wrote them decides then what is asked of which server, those of your own network among them.
         streaming (`bool`, *optional*, defaults to `False`): Give an `IterableDataset`. Rows of Hub datasets and
             parquet files are then checked when they come: ids that stand twice and photos without captions are not
             noticed, and captions in rows of their own are not brought together.
@@ -116,7 +119,7 @@ def load_caption_data(
             if kind == "nocaps" and any("domain" not in row for row in listing.rows):
                 raise ValueError(f"{path}: photos of NoCaps have a `domain`; these have none. Use the format 'coco'.")
             folders = [Path(images)] if images is not None else [path.parent, path.parent.parent]
-            photos = PhotoFolder(folders)
+            photos = PhotoFolder(folders, allow_urls)
             dataset = dataset_of_listing(listing, photos, columns, require_captions, on_error, str(path))
             return dataset.to_iterable_dataset() if streaming else dataset
         source = str(path)
@@ -131,8 +134,8 @@ def load_caption_data(
         token=token,
     )
     if streaming:
-        return standardize_stream(opened, columns, images, source)
-    return standardize(opened, split, columns, images, require_captions, on_error, source)
+        return standardize_stream(opened, columns, images, source, allow_urls)
+    return standardize(opened, split, columns, images, require_captions, on_error, source, allow_urls)
 
 
 def _listing_file(path: Path, split: str | None, format: str | None) -> Path | None:

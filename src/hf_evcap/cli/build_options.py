@@ -59,6 +59,7 @@ def add_build_options(
     parser.add_argument("--batch-size", type=int, default=batch_size, help=batch_text)
     parser.add_argument("--shard-size", type=int, default=shard_size, help=shard_text)
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="photos that cannot be read")
+    parser.add_argument("--allow-urls", action="store_true", help="fetch photos that SOURCE names by their address")
     parser.add_argument("--index", help="FAISS factory string, such as Flat or HNSW32 (default: by size)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the kept keys")
     parser.add_argument("--restart", action="store_true", help="forget an unfinished build")
@@ -94,6 +95,8 @@ def follow_recipe(arguments: argparse.Namespace, parser: argparse.ArgumentParser
     if not isinstance(recipe, dict) or "source" not in recipe:
         raise ValueError(f"The recipe {arguments.source} must be a mapping with `source`.")
     actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    # A recipe comes with the data it speaks of; what is risked for them is for its user to say.
+    actions = {name: action for name, action in actions.items() if name not in ("allow_urls", "overwrite")}
     unknown = sorted(set(recipe) - set(actions))
     if unknown:
         raise ValueError(

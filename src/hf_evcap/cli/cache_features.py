@@ -51,6 +51,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--shard-size", type=int, default=512, help="photos after which progress is kept (default: %(default)s)"
     )
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="photos that cannot be read")
+    parser.add_argument(
+        "--allow-urls", action="store_true", help="fetch photos that the dataset names by their address"
+    )
     parser.add_argument("--restart", action="store_true", help="forget what an earlier run made")
     return parser
 
@@ -80,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         id_column=arguments.id_column,
         require_captions=False,
         on_error=arguments.on_error,
+        allow_urls=arguments.allow_urls,
         revision=arguments.dataset_revision,
     )
     source = arguments.model or hf_evcap.default_model()

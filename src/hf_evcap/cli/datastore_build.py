@@ -107,7 +107,11 @@ def _from_photos(arguments: argparse.Namespace) -> int:
 
     processes = process_state()
     photos = captioned_photos(
-        arguments.source, images=arguments.images, on_error=arguments.on_error, **_reading(arguments)
+        arguments.source,
+        images=arguments.images,
+        on_error=arguments.on_error,
+        allow_urls=arguments.allow_urls,
+        **_reading(arguments),
     )
     model, processor = load_encoder(arguments.model, processes.device)
     if arguments.max_tokens:
@@ -118,6 +122,7 @@ def _from_photos(arguments: argparse.Namespace) -> int:
         photos,
         arguments.out,
         on_error=arguments.on_error,
+        allow_urls=arguments.allow_urls,
         store_class=CaptionDatastore,
         **build_options(arguments, photos[0]["source"], 32, 512),
     )

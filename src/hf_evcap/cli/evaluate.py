@@ -44,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--object-column", metavar="NAME", help="column with what a photo shows: adds recall of names")
     data.add_argument("--group-by", default="domain", metavar="COLUMN", help="tell results apart by this column")
     data.add_argument("--limit", type=int, help="only so many photos, the first")
+    data.add_argument("--allow-urls", action="store_true", help="fetch photos that the dataset names by their address")
     data.add_argument(
         "--on-error", choices=("raise", "skip"), default="raise", help="what to do about unreadable photos"
     )

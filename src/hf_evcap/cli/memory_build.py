@@ -119,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         photos,
         arguments.out,
         on_error=arguments.on_error,
+        allow_urls=arguments.allow_urls,
         **build_options(arguments, photos[0]["source"], 32, 512),
     )
     return print_report(report, arguments.out)

@@ -27,6 +27,7 @@ class EvaluationArguments:
         limit (`int`, *optional*): Only so many photos, the first.
         on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out photos that are missing or cannot be
             read, and counts them.
+        allow_urls (`bool`, *optional*, defaults to `False`): Fetch photos that the dataset names by their address.
         leave_out_memory_photos (`bool`, *optional*, defaults to `False`): Leave out photos that are in the model's
             memory; without it they are counted and named in the results.
         text (`str`, *optional*): Prompt; the model's own when absent.
@@ -68,6 +69,7 @@ class EvaluationArguments:
     object_column: str | None = None
     limit: int | None = None
     on_error: str = "raise"
+    allow_urls: bool = False
     leave_out_memory_photos: bool = False
     text: str | None = None
     num_beams: int | None = None

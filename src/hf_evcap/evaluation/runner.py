@@ -103,6 +103,7 @@ def load_data(arguments: EvaluationArguments) -> datasets.Dataset:
         id_column=arguments.id_column,
         domain_column=arguments.domain_column,
         on_error=arguments.on_error,
+        allow_urls=arguments.allow_urls,
         revision=arguments.dataset_revision,
     )
     if arguments.object_column is not None and arguments.object_column not in data.column_names:

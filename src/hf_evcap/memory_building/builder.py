@@ -10,6 +10,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ..memory_evcap import VisualNameMemory
+from ..photo_bytes import check_address
 from ..photo_loading import hash_photo, load_photo
 from ..store_building import BuildReport, EncodedRows, build_store
 from ..store_photos import encode_photos, hash_preprocessing
@@ -28,6 +29,7 @@ def build_memory(
     batch_size: int = 32,
     shard_size: int = 512,
     on_error: str = "raise",
+    allow_urls: bool = False,
     restart: bool = False,
     index_factory: str | None = None,
     dtype: str = "float32",
@@ -44,6 +46,7 @@ def build_memory(
         batch_size (`int`, *optional*, defaults to 32): Photos encoded at once.
         shard_size (`int`, *optional*, defaults to 512): Photos after which progress is kept.
         on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out photos that cannot be read.
+        allow_urls (`bool`, *optional*, defaults to `False`): Fetch photos that the listing names by an address.
         restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run made.
         index_factory, dtype, licenses: As in [`VisualNameMemory`].
         store_class (*optional*): [`CaptionDatastore`] where the photos' names are captions.
@@ -56,7 +59,7 @@ def build_memory(
     """
 
     def encode(numbers: range) -> EncodedRows:
-        return _encode_photos(model, processor, photos, numbers, on_error)
+        return _encode_photos(model, processor, photos, numbers, on_error, allow_urls)
 
     return build_store(
         store_class,
@@ -71,7 +74,12 @@ def build_memory(
             "index_factory": index_factory,
             "licenses": {**photos.licenses, **(licenses or {})},
         },
-        plan={"photos": len(photos), "listing": photos.identity, "on_error": on_error},
+        plan={
+            "photos": len(photos),
+            "listing": photos.identity,
+            "on_error": on_error,
+            **({"allow_urls": True} if allow_urls else {}),
+        },
         batch_size=batch_size,
         shard_size=shard_size,
         restart=restart,
@@ -79,13 +87,16 @@ def build_memory(
     )
 
 
-def _encode_photos(model: Any, processor: Any, photos: NamedPhotos, numbers: range, on_error: str) -> EncodedRows:
+def _encode_photos(
+    model: Any, processor: Any, photos: NamedPhotos, numbers: range, on_error: str, allow_urls: bool
+) -> EncodedRows:
     """Encodes a batch of photos; each gives a row for every name, with the same key."""
     rows, loaded, skipped = [], [], {}
     for number in numbers:
         try:
             row = photos[number]
             image = row["image"]
+            check_address(image, allow_urls)
             loaded.append(load_photo(image() if callable(image) else image))
             rows.append({**row, "photo_hash": hash_photo(loaded[-1])})  # by which training leaves a photo's rows out
         except (OSError, ValueError, TypeError) as error:

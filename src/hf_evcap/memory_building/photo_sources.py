@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..caption_data.text_files import json_lines, parse_json, read_table, read_text
-from ..photo_bytes import is_url
+from ..photo_bytes import address_of
 from ..photo_datasets import undecoded
-from ..photo_files import photos_below
+from ..photo_files import is_hidden, photos_below
 from ..photo_loading import load_photo
 
 
@@ -60,7 +60,7 @@ def photo_folder(folder: str | os.PathLike, source: str | None = None) -> NamedP
     """
     folder = Path(folder)
     rows = []
-    for sub in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    for sub in sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(Path(path.name))):
         named = {"names": [sub.name], "source": source or folder.name}
         rows += [{"image": file, **named} for file in photos_below(sub)]
     if not rows:
@@ -106,7 +106,7 @@ def photo_table(
         if not isinstance(image, str):
             raise ValueError(f"{file}, line {number}: {image_column!r} must name a photo, got {image!r:.80}.")
         rows.append({
-            "image": image if is_url(image) else str(root / image),
+            "image": image if address_of(image) or image.startswith("data:") else str(root / image),
             "names": _as_names(row[name_column], f"{file}, line {number}"),
             "source": source or file.name,
             **{column: row[column] for column in columns},

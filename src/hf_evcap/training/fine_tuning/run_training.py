@@ -132,6 +132,7 @@ def _load_data(
         id_column=arguments.id_column,
         require_captions=True,
         on_error=arguments.on_bad_data,
+        allow_urls=arguments.allow_urls,
         streaming=streaming,
         revision=arguments.dataset_revision,
     )

@@ -107,6 +107,9 @@ class DataArguments:
     )
     max_caption_length: int | None = field(default=128, metadata={"help": "Tokens of a caption, with its end."})
     truncate_captions: bool = field(default=False, metadata={"help": "Cut longer captions; else they are errors."})
+    allow_urls: bool = field(
+        default=False, metadata={"help": "Fetch photos that the data name by their address (do you trust the data?)."}
+    )
     on_bad_data: Literal["raise", "skip"] = field(
         default="raise",
         metadata={"help": "Unreadable photos, empty captions and those over the limit: stop, or leave out and count."},
