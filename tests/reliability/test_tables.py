@@ -288,7 +288,8 @@ def test_compressed_captions(folder: Path) -> None:
 def test_companions_are_neither_photos_nor_names(folder: Path, tmp_path: Path) -> None:
     root = tmp_path / ".hidden" / "collection"  # that the whole lies in a hidden folder says nothing
     for name in ("cat/1.jpg", "cat/._1.jpg", "cat/.trash/2.jpg", "cat/sub/3.jpg", "__MACOSX/cat/._1.jpg",
-                 "._cat/1.jpg", ".ipynb_checkpoints/1.jpg", "cat/__MACOSX/1.jpg", ".DS_Store", "dog/.hidden.jpg"):  # fmt: skip
+                 "._cat/1.jpg", ".ipynb_checkpoints/1.jpg", "cat/__MACOSX/1.jpg", ".DS_Store",
+                 "dog/.hidden.jpg"):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes((folder / "cat.jpg").read_bytes() if "._" not in name else b"\0\5\x16\7")
     (root / "cat" / "folder.jpg").mkdir()
