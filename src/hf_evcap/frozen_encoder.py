@@ -64,7 +64,9 @@ class FrozenEncoderMixin(torch.nn.Module):
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
         return hidden_states
 
-    def get_memory_keys(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def get_memory_keys(
+        self, pixel_values: torch.Tensor | None = None, vision_hidden_states: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What a memory stores for photos, of shape `(batch_size, memory_key_size)`."""
         raise NotImplementedError(f"{type(self).__name__} makes no keys of photos.")
 

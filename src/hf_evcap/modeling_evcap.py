@@ -318,17 +318,20 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             return self.vision_space.key_size
         return self.config.qformer_config.hidden_size
 
-    def get_memory_keys(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def get_memory_keys(
+        self, pixel_values: torch.Tensor | None = None, vision_hidden_states: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         What a memory stores for photos: in the paper's space the mean of the query outputs, not normalised.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): From the processor.
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*): From the processor.
+            vision_hidden_states (`torch.Tensor`, *optional*): Photos encoded already; see [`get_image_features`].
 
         Returns:
             `torch.Tensor` of shape `(batch_size, memory_key_size)`.
         """
-        queries = self.get_image_features(pixel_values).retrieval_queries
+        queries = self.get_image_features(pixel_values, vision_hidden_states).retrieval_queries
         return queries[:, 0] if self.config.retrieval_space == "vision" else queries.mean(dim=1)
 
     @property

@@ -196,17 +196,20 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         """`None`: There are no image queries."""
         return None
 
-    def get_memory_keys(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def get_memory_keys(
+        self, pixel_values: torch.Tensor | None = None, vision_hidden_states: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Keys of photos for a datastore that stores captions under the photos that they describe.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): From the processor.
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*): From the processor.
+            vision_hidden_states (`torch.Tensor`, *optional*): Photos encoded already; see [`get_image_features`].
 
         Returns:
             `torch.Tensor` of shape `(batch_size, memory_key_size)`.
         """
-        queries = self.get_image_features(pixel_values).retrieval_queries
+        queries = self.get_image_features(pixel_values, vision_hidden_states).retrieval_queries
         if queries is None:
             raise ValueError(
                 f"This model makes no keys: its queries come from {self._external_encoder}. Make the keys with that."

@@ -17,7 +17,7 @@ import pytest
 from accelerate_launch import launch
 from PIL import Image
 
-from hf_evcap import VisualNameMemory
+from hf_evcap import EVCapForConditionalGeneration, VisualNameMemory
 from hf_evcap.cli.main import main
 from hf_evcap.memory_building import (
     NamedPhotos,
@@ -303,3 +303,26 @@ def test_scenes_of_captioned_photos(tiny_dir: Path, photo_paths: list[str], tmp_
     columns = {name: memory.columns[name].to_pylist() for name in ("kind", "image_id", "source")}
     assert columns == {"kind": ["scene"] * 3, "image_id": ["a", "a", "c"], "source": ["flickr8k"] * 3}
     assert np.array_equal(memory.keys[0], memory.keys[1]) and not np.array_equal(memory.keys[1], memory.keys[2])
+
+
+def test_cached_features_give_the_same_keys(
+    tiny_dir: Path, photo_paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"image": photo_paths[:3], "image_id": ["a", "b", "c"], "name": ["owl", "cat", "dog"]}
+    for name, count in (("cached", 2), ("all", 3)):
+        table = datasets.Dataset.from_dict({column: values[:count] for column, values in rows.items()})
+        (tmp_path / name).mkdir()
+        table.cast_column("image", datasets.Image()).to_parquet(tmp_path / name / "train.parquet")
+    cache = ["--output", str(tmp_path / "features"), "--dtype", "float32"]
+    photos = str(tmp_path / "cached" / "train.parquet")
+    assert main(["cache-features", "--model", str(tiny_dir), "--dataset", photos, *cache]) == 0
+    build = ["memory", "build", str(tmp_path / "all"), "--dataset", "--model", str(tiny_dir), "--batch-size", "2"]
+    assert main([*build, "--out", str(tmp_path / "plain")]) == 0
+    encoded: list[int] = []
+    original = EVCapForConditionalGeneration.encode_memory_keys
+    count = lambda model, processor, images: encoded.append(len(images)) or original(model, processor, images)  # noqa: E731
+    monkeypatch.setattr(EVCapForConditionalGeneration, "encode_memory_keys", count)
+    assert main([*build, "--out", str(tmp_path / "quick"), "--feature-cache", str(tmp_path / "features")]) == 0
+    plain, quick = (VisualNameMemory.from_pretrained(tmp_path / name) for name in ("plain", "quick"))
+    assert encoded == [1] and quick.names == plain.names == ["owl", "cat", "dog"]
+    np.testing.assert_allclose(quick.keys, plain.keys, atol=1e-5)

@@ -42,6 +42,9 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
         help="captions: SOURCE holds captioned photos, as for `hf-evcap train`; the words that their captions share "
         "become rows of kind scene, for models that retrieve by the rule vote (default: %(default)s)",
     )
+    parser.add_argument(
+        "--feature-cache", help="folder of `hf-evcap cache-features`: photos that are in it are not encoded again"
+    )
     parser.add_argument("--columns", default="", help="further columns to keep, separated by commas")
     parser.add_argument("--photos-per-name", type=int, default=10, help="annotations: default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of photos, and of synthetic ones")
@@ -113,6 +116,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
         photos = joined([photos, made])
     model, processor = load_encoder(arguments.model, processes.device)
+    features = None
+    if arguments.feature_cache is not None:
+        from ..training.feature_cache.vision_cache import VisionFeatureCache
+
+        features = VisionFeatureCache.open(arguments.feature_cache, model, processor)
     report = build_memory(
         model,
         processor,
@@ -120,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.out,
         on_error=arguments.on_error,
         allow_urls=arguments.allow_urls,
+        features=features,
         **build_options(arguments, photos[0]["source"], 32, 512),
     )
     return print_report(report, arguments.out)

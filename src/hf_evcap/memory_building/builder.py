@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from transformers.utils import logging
 
 from ..memory_evcap import VisualNameMemory
@@ -35,6 +36,7 @@ def build_memory(
     dtype: str = "float32",
     licenses: Mapping[str, str] | None = None,
     store_class: Any = VisualNameMemory,
+    features: Any = None,
 ) -> BuildReport | None:
     """
     Encodes photos into the folder of a memory, or of a datastore that is keyed by photos; see [`build_store`].
@@ -50,6 +52,7 @@ def build_memory(
         restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run made.
         index_factory, dtype, licenses: As in [`VisualNameMemory`].
         store_class (*optional*): [`CaptionDatastore`] where the photos' names are captions.
+        features ([`VisionFeatureCache`], *optional*): Of this model; photos in it are not encoded again.
 
     Returns:
         [`BuildReport`] in the main process, `None` in the others.
@@ -59,7 +62,7 @@ def build_memory(
     """
 
     def encode(numbers: range) -> EncodedRows:
-        return _encode_photos(model, processor, photos, numbers, on_error, allow_urls)
+        return _encode_photos(model, processor, photos, numbers, on_error, allow_urls, features)
 
     return build_store(
         store_class,
@@ -79,6 +82,7 @@ def build_memory(
             "listing": photos.identity,
             "on_error": on_error,
             **({"allow_urls": True} if allow_urls else {}),
+            **({} if features is None else {"features": features.dtype}),
         },
         batch_size=batch_size,
         shard_size=shard_size,
@@ -88,7 +92,13 @@ def build_memory(
 
 
 def _encode_photos(
-    model: Any, processor: Any, photos: NamedPhotos, numbers: range, on_error: str, allow_urls: bool
+    model: Any,
+    processor: Any,
+    photos: NamedPhotos,
+    numbers: range,
+    on_error: str,
+    allow_urls: bool,
+    features: Any,
 ) -> EncodedRows:
     """Encodes a batch of photos; each gives a row for every name, with the same key."""
     rows, loaded, skipped = [], [], {}
@@ -106,7 +116,13 @@ def _encode_photos(
             skipped[number] = str(error)
     if not loaded:
         return EncodedRows([], np.zeros((0, model.memory_key_size), np.float32), skipped=skipped)
-    keys, _ = encode_photos(model, processor, loaded, "raise", numbers.start)
+    hashes = [row["photo_hash"] for row in rows]
+    if features is not None and features.holds(hashes):
+        hidden_states = features.of_photos(hashes).to(model.device)
+        with torch.no_grad():
+            keys = model.get_memory_keys(vision_hidden_states=hidden_states).float().cpu().numpy()
+    else:
+        keys, _ = encode_photos(model, processor, loaded, "raise", numbers.start)
     places = [place for place, row in enumerate(rows) for _ in row["names"]]
     names = [name for row in rows for name in row["names"]]
     further = sorted({column for row in rows for column in row} - {"image", "names"})

@@ -10,6 +10,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,20 @@ class VisionFeatureCache:
         """Features of some photos: `torch.FloatTensor` of shape `(len(image_ids), num_patches, hidden_size)`."""
         features = np.stack([self[self.row_of[image_id]][FEATURES] for image_id in image_ids])
         return torch.from_numpy(features).float()
+
+    @cached_property
+    def _row_of_hash(self) -> dict[str, int]:
+        hashes = self.dataset.data.column("photo_hash").to_pylist()
+        return {photo_hash: row for row, photo_hash in enumerate(hashes)}
+
+    def holds(self, photo_hashes: Sequence[str]) -> bool:
+        """Whether all of these photos are in the cache, known by their pixels ([`~photo_loading.hash_photo`])."""
+        return all(photo_hash in self._row_of_hash for photo_hash in photo_hashes)
+
+    def of_photos(self, photo_hashes: Sequence[str]) -> torch.Tensor:
+        """Their features: `torch.FloatTensor` of shape `(len(photo_hashes), num_patches, hidden_size)`."""
+        rows = [self[self._row_of_hash[photo_hash]][FEATURES] for photo_hash in photo_hashes]
+        return torch.from_numpy(np.stack(rows)).float()
 
     def attach(self, dataset: Any) -> Any:
         """
