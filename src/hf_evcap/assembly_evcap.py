@@ -101,6 +101,8 @@ class EVCapAssembly:
                 template, bos = chat_prompt(tokenizer, settings.get("prompt_template", "{image}\n{prompt}"))
                 chat = {"add_bos_token": bos, "caption_end": tokenizer.eos_token}
                 settings = {**chat, **settings, "prompt_template": template}
+            if tokenizer.bos_token and settings.get("prompt_template", "").startswith(tokenizer.bos_token):
+                settings.setdefault("add_bos_token", False)
             if image_processor is None:
                 raise ValueError(
                     f"The encoder {os.fspath(encoder)!r} has no preprocessor_config.json: pass its `image_processor`."

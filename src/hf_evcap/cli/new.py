@@ -70,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     evcap.add_argument("--prompt", help="what the language model is asked (default: the paper's)")
     evcap.add_argument("--prompt-template", metavar="TEXT", help="text around it, with {image} and {prompt}")
+    evcap.add_argument("--caption-end", metavar="TEXT", help="what ends a caption (default: the paper's newline)")
     _add_common(evcap)
     return parser
 
@@ -118,7 +119,7 @@ def _new_evcap(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[A
     from ..modeling_evcap import EVCapForConditionalGeneration
     from ..processing_evcap import EVCapProcessor
 
-    wording = {name: getattr(arguments, name) for name in ("prompt", "prompt_template")}
+    wording = {name: getattr(arguments, name) for name in ("prompt", "prompt_template", "caption_end")}
     parts = (arguments.encoder, arguments.language_model)
     options = {"qformer_init": arguments.qformer_init, "fusion_init": arguments.fusion_init, **fields}
     options["gguf_file"] = arguments.gguf_file
