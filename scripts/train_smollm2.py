@@ -64,7 +64,8 @@ COMMANDS = [
     ),
     (
         "scenes",
-        "hf-evcap memory build scenes.parquet --names-from captions --model start --feature-cache features --out scenes",
+        "hf-evcap memory build scenes.parquet --names-from captions --model start --feature-cache features "
+        "--out scenes",
     ),
     (
         "objects",
@@ -84,8 +85,14 @@ COMMANDS = [
     ),
     ("novel", "hf-evcap memory build novel_exemplars --dataset --columns kind,image_id --model lora --out novel"),
     ("memory-novel", "hf-evcap memory merge memory novel --out memory-novel"),
-    ("results-frozen", "hf-evcap evaluate --model frozen {evaluation} --dataset validation.parquet --output results-frozen"),
-    ("results-lora", "hf-evcap evaluate --model lora {evaluation} --dataset validation.parquet --output results-lora"),
+    (
+        "results-frozen",
+        "hf-evcap evaluate --model frozen {evaluation} --dataset validation.parquet --output results-frozen",
+    ),
+    (
+        "results-lora",
+        "hf-evcap evaluate --model lora {evaluation} --dataset validation.parquet --output results-lora",
+    ),
     (
         "results-novel",
         "hf-evcap evaluate --model lora --memory memory-novel {evaluation} --dataset novel_photos.parquet "
@@ -96,7 +103,7 @@ COMMANDS = [
         "hf-evcap evaluate --model lora --no-memory-effect {evaluation} --dataset novel_photos.parquet "
         "--object-column name --output results-not-novel",
     ),
-]  # fmt: skip
+]
 TRAINING = (
     "--dataset train.parquet --feature_cache features --captions_per_photo together --max_caption_length 22 "
     "--truncate_captions true --replaced_names 0.3 --replacement_names names.json --photo_dropout 0.1 "

@@ -1,4 +1,4 @@
-"""The commands of docs/smollm2.md, run by scripts/train_smollm2.py on small parts: a random Llama, the embedded encoder."""
+"""The commands of docs/smollm2.md, run by scripts/train_smollm2.py on a random Llama and the embedded encoder."""
 
 import importlib.util
 import json
@@ -72,7 +72,9 @@ def data(script, tmp_path_factory):
 def parts(tmp_path_factory):
     """A vision tower and a language model, each in a folder."""
     folder = tmp_path_factory.mktemp("parts")
-    EVCapForConditionalGeneration.from_pretrained(hf_evcap.default_model()).vision_model.save_pretrained(folder / "lite")
+    EVCapForConditionalGeneration.from_pretrained(hf_evcap.default_model()).vision_model.save_pretrained(
+        folder / "lite"
+    )
     AutoImageProcessor.from_pretrained(hf_evcap.default_model()).save_pretrained(folder / "lite")
     tokenizer = make_tokenizer()
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
