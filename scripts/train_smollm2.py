@@ -75,14 +75,9 @@ COMMANDS = [
     ("memory", "hf-evcap memory merge scenes objects --out memory"),
     (
         "frozen",
-        "hf-evcap train --model start --memory memory --policy qformers --align_names {align} {training} "
-        "--learning_rate 5e-4 --max_steps {steps} --output_dir frozen",
+        "hf-evcap train --recipe evcap-qformers --model start --memory memory {training} --output_dir frozen",
     ),
-    (
-        "lora",
-        "hf-evcap train --model frozen --policy lora --lora_beside qformers --lora_rank 16 --merge_adapters true "
-        "{training} --learning_rate 3e-4 --max_steps {lora_steps} --output_dir lora",
-    ),
+    ("lora", "hf-evcap train --recipe evcap-qformers-lora --model frozen {training} --output_dir lora"),
     ("novel", "hf-evcap memory build novel_exemplars --dataset --columns kind,image_id --model lora --out novel"),
     ("memory-novel", "hf-evcap memory merge memory novel --out memory-novel"),
     (
@@ -105,13 +100,8 @@ COMMANDS = [
     ),
 ]
 TRAINING = (
-    "--dataset train.parquet --feature_cache features --captions_per_photo together --max_caption_length 22 "
-    "--truncate_captions true --replaced_names 0.3 --replacement_names names.json --photo_dropout 0.1 "
-    "--name_dropout 0.07 --dtype bfloat16 --bf16 true --use_cpu true --attn_implementation eager {compile}"
-    "--per_device_train_batch_size {batch} --lr_scheduler_type cosine_with_min_lr "
-    "--lr_scheduler_kwargs '{{\"min_lr_rate\": 0.05}}' --warmup_steps 30 --weight_decay 0.05 --adam_beta2 0.98 "
-    "--logging_steps 5 --save_steps 25 --save_total_limit 2 --save_only_trained true --report_to none "
-    "--resume_from_checkpoint true"
+    "--dataset train.parquet --feature_cache features --replacement_names names.json "
+    "--attn_implementation eager --compile_layers true --report_to none --resume_from_checkpoint true"
 )
 EVALUATION = "--dtype bfloat16 --num-beams 5 --batch-size 20 --metrics cider bleu"
 TEMPLATE = "'<|im_start|>user\n{image}<|im_end|>\n<|im_start|>assistant\n'"
@@ -119,16 +109,12 @@ TEMPLATE = "'<|im_start|>user\n{image}<|im_end|>\n<|im_start|>assistant\n'"
 
 def commands(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """What is made in the work folder, and the commands."""
-    compiled = "" if arguments.no_compile else "--compile_layers true "
     values = {
         "encoder": arguments.encoder,
         "language_model": arguments.language_model,
         "template": TEMPLATE,
-        "align": arguments.align_steps,
-        "steps": arguments.steps,
-        "lora_steps": arguments.lora_steps,
         "evaluation": EVALUATION,
-        "training": TRAINING.format(compile=compiled, batch=arguments.batch_size),
+        "training": " ".join([TRAINING, *arguments.train]),
     }
     return [(made, command.format(**values)) for made, command in COMMANDS]
 
@@ -228,12 +214,10 @@ def main(argv: list[str] | None = None, run: Callable[[list[str]], int] = hf_evc
     parser.add_argument("--work", type=Path, help="folder of what is made; about 6 GB")
     parser.add_argument("--encoder", help="weights of an EfficientNet-Lite, or a vision tower (default: Lite2)")
     parser.add_argument("--language-model", help="GGUF file or folder (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--steps", type=int, default=600, help="with the language model frozen")
-    parser.add_argument("--lora-steps", type=int, default=300, help="with adapters on it")
-    parser.add_argument("--align-steps", type=int, default=150, help="of the fusion Q-Former, before")
-    parser.add_argument("--batch-size", type=int, default=16, help="photos a step")
     parser.add_argument("--limit", type=int, help="only so many photos of each kind, to try it out")
-    parser.add_argument("--no-compile", action="store_true", help="where there is no C++ compiler")
+    parser.add_argument(
+        "--train", nargs=argparse.REMAINDER, default=[], metavar="OPTION", help="further options of both trainings"
+    )
     parser.add_argument("--print", action="store_true", help="show the commands")
     arguments = parser.parse_args(argv)
     if arguments.print:

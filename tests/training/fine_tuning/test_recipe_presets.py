@@ -83,7 +83,8 @@ def test_list_says_which_command_runs_what(capsys):
     assert main(["train", "--recipe", "list"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == list(list_recipes())
-    assert set(list_recipes()) == {"evcap-paper", "evcap-lora", "smallcap-paper", "evcap-tiny", "smallcap-tiny"}
+    trained = {"evcap-paper", "evcap-lora", "evcap-qformers", "evcap-qformers-lora", "smallcap-paper"}
+    assert set(list_recipes()) == {*trained, "evcap-tiny", "smallcap-tiny"}
     for name, (_, command) in STAGED.items():
         assert command in printed[list(list_recipes()).index(name)]
         assert (Path(__file__).parents[3] / command.split()[0]).is_file()
