@@ -24,9 +24,10 @@ from typing import Any
 
 import datasets
 
+from hf_evcap.caption_data.caption_words import normalize_caption
 from hf_evcap.cli.main import main as hf_evcap
-from hf_evcap.training.from_scratch.caption_text import agreement_weights, normalize_caption
-from hf_evcap.training.from_scratch.tiny_data import read_names
+from hf_evcap.training.fine_tuning.name_lists import read_names
+from hf_evcap.training.from_scratch.caption_text import agreement_weights
 
 
 PHOTOS = {

@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     model, processor = load_encoder(arguments.model, processes.device)
     features = None
     if arguments.feature_cache is not None:
-        from ..training.feature_cache.vision_cache import VisionFeatureCache
+        from ..training.feature_cache import VisionFeatureCache
 
         features = VisionFeatureCache.open(arguments.feature_cache, model, processor)
     report = build_memory(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..caption_data.caption_words import normalize_caption, shared_words
 from ..caption_data.text_files import json_lines, parse_json, read_table, read_text
 from ..photo_bytes import address_of
 from ..photo_datasets import undecoded
@@ -189,8 +190,6 @@ def captioned_scenes(dataset: Any, source: str = "captions", min_captions: int =
         source (`str`, *optional*): Value of the column `source`.
         min_captions (`int`, *optional*, defaults to 2): In how many captions of a photo a word stands, at most all.
     """
-    from ..training.from_scratch.caption_text import normalize_caption, shared_words
-
     captions = dataset.select_columns(["captions"])[:]["captions"]
     words = [shared_words([normalize_caption(text) for text in texts], min_captions) for texts in captions]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..from_scratch.data_collator import join_names
-from ..from_scratch.name_copying import align_names_with_words, initialize_name_copying
+from .name_copying import align_names_with_words, initialize_name_copying
+from .name_lists import join_names
 
 
 logger = logging.get_logger(__name__)

@@ -16,12 +16,12 @@ import hf_evcap
 from ...caption_data import load_caption_data
 from ...photo_rows import photo_keys
 from ..feature_cache import VisionFeatureCache
-from ..from_scratch.tiny_data import read_names
 from .caption_collator import PhotoCaptionCollator
 from .caption_examples import CaptionExamples, StreamedCaptionExamples
 from .caption_trainer import CaptionTrainer, last_whole_checkpoint
 from .freezing import apply_policy, describe_trainable
 from .name_alignment import align_names
+from .name_lists import read_names
 from .prepared_names import PreparedNames, retrieve_once
 from .quantization import language_model_quantization, prepare_for_training
 from .retrieval_in_training import TrainingRetrieval
