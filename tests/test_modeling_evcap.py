@@ -596,3 +596,9 @@ def test_compiled_encoder_equals_plain(tiny_model, inputs):
             compiled(inputs["pixel_values"]).query_output,
             tiny_model.get_image_features(inputs["pixel_values"]).query_output,
         )
+
+
+@pytest.mark.parametrize("count", [1, 63, 2**24 + 3, 49152 * 576])
+def test_weights_of_any_size_have_a_fingerprint(count):
+    values = torch.zeros(1).expand(count)
+    assert hash_tensors({"embeddings": values}) != hash_tensors({"embeddings": torch.ones(1).expand(count)})

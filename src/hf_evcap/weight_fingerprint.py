@@ -16,7 +16,9 @@ def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         values = tensors[name].detach().reshape(-1)
-        places = torch.linspace(0, values.numel() - 1, steps=min(64, values.numel())).long().to(values.device)
+        last = values.numel() - 1
+        places = torch.linspace(0, last, steps=min(64, values.numel())).long().to(values.device)
+        places = places.clamp(max=last)  # beyond 2^24 a float rounds up
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
         digest.update(values[places].float().cpu().numpy().astype("<f4").tobytes() if values.numel() else b"")
     return digest.hexdigest()
