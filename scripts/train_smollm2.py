@@ -83,28 +83,30 @@ COMMANDS = [
     ("memory-novel", "hf-evcap memory merge memory novel --out memory-novel"),
     (
         "results-frozen",
-        "hf-evcap evaluate --model frozen {evaluation} --dataset validation.parquet --output results-frozen",
+        "hf-evcap evaluate --model frozen {evaluation} --metrics cider bleu --dataset validation.parquet "
+        "--output results-frozen",
     ),
     (
         "results-lora",
-        "hf-evcap evaluate --model lora {evaluation} --dataset validation.parquet --output results-lora",
+        "hf-evcap evaluate --model lora {evaluation} --metrics cider bleu --dataset validation.parquet "
+        "--output results-lora",
     ),
     (
         "results-novel",
-        "hf-evcap evaluate --model lora --memory memory-novel {evaluation} --dataset novel_photos.parquet "
-        "--object-column name --output results-novel",
+        "hf-evcap evaluate --model lora --memory memory-novel --leave-out-memory-photos {evaluation} "
+        "--metrics cider novel_object_recall --dataset novel_photos.parquet --object-column name --output results-novel",
     ),
     (
         "results-not-novel",
-        "hf-evcap evaluate --model lora --no-memory-effect {evaluation} --dataset novel_photos.parquet "
-        "--object-column name --output results-not-novel",
+        "hf-evcap evaluate --model lora --no-memory-effect {evaluation} --metrics cider novel_object_recall "
+        "--dataset novel_photos.parquet --object-column name --output results-not-novel",
     ),
 ]
 TRAINING = (
     "--dataset train.parquet --feature_cache features --replacement_names names.json "
     "--attn_implementation eager --compile_layers true --report_to none --resume_from_checkpoint true"
 )
-EVALUATION = "--dtype bfloat16 --num-beams 5 --batch-size 20 --metrics cider bleu"
+EVALUATION = "--dtype bfloat16 --num-beams 5 --batch-size 20"
 TEMPLATE = "'<|im_start|>user\n{image}<|im_end|>\n<|im_start|>assistant\n'"
 
 
