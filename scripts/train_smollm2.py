@@ -94,7 +94,8 @@ COMMANDS = [
     (
         "results-novel",
         "hf-evcap evaluate --model lora --memory memory-novel --leave-out-memory-photos {evaluation} "
-        "--metrics cider novel_object_recall --dataset novel_photos.parquet --object-column name --output results-novel",
+        "--metrics cider novel_object_recall --dataset novel_photos.parquet --object-column name "
+        "--output results-novel",
     ),
     (
         "results-not-novel",
