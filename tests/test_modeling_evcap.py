@@ -289,7 +289,7 @@ def test_other_policies(model):
     assert any(name.startswith("fusion_qformer.") for name in trainable(model))
     model.freeze_for_training("full")
     assert trainable(model) == {name for name, _ in model.named_parameters()}
-    with pytest.raises(ValueError, match="paper, fusion, full"):
+    with pytest.raises(ValueError, match="paper, fusion, qformers, full"):
         model.freeze_for_training("everything")
 
 

@@ -9,31 +9,17 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from .assembly import (
-    caption_generation_config,
-    chat_prompt,
-    draw_weights,
-    load_language_model,
-    load_text_tokenizer,
-    open_language_model,
-    own_config,
-    reading_names,
-    split_options,
-    with_prefix,
-)
+from .assembly import Assembly, draw_weights
 from .configuration_evcap import EVCapConfig
-from .configuration_retrieval import VISION_SPACE_OPTIONS, vision_hidden_size
-from .encoder_evcap import load_encoder
+from .configuration_retrieval import vision_hidden_size
+from .encoder_evcap import find_encoder
+from .language_models import caption_generation_config, chat_prompt, reading_names
 from .memory_evcap import VisualNameMemory
-from .qformer_initialization import (
-    QFormerStart,
-    fusion_from_blip2,
-    qformer_config,
-    start_fusion_qformer,
-    start_image_qformer,
-)
+from .part_sources import PartSource
+from .qformer_initialization import QFormerStart, find_qformer_start, qformer_config
+from .qformer_names import FUSION_PREFIXES
 from .store_files import MANIFEST_NAME
-from .vision_space_evcap import fit_vision_space
+from .vision_towers import plain_vision_space, size_vision_space
 
 
 NAME_TOKENIZER = "google-bert/bert-base-uncased"
@@ -43,7 +29,7 @@ _SMALL_QFORMER = {"num_hidden_layers": 2, "cross_attention_frequency": 1}
 _WIDEST_TIED = 1024
 
 
-class EVCapAssembly:
+class EVCapAssembly(Assembly):
     """
     An EVCap made of pretrained parts: first its config and its processor, then, with [`load`], the model.
 
@@ -57,6 +43,8 @@ class EVCapAssembly:
         ValueError: The parts cannot work together.
     """
 
+    config_class = EVCapConfig
+
     def __init__(
         self,
         processor_class: Any,
@@ -68,36 +56,33 @@ class EVCapAssembly:
         processor: Any = None,
         name_tokenizer: Any = None,
         image_processor: Any = None,
-        chat_template: bool = False,
+        use_chat_template: bool = False,
         vision_space_photos: Any = None,
         gguf_file: str | None = None,
         processor_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self.fields, self.loading, self.download = split_options(EVCapConfig, options)
-        self.photos = None if vision_space_photos is None else list(vision_space_photos)
-        self.text_source = open_language_model(language_model, gguf_file, self.download)
-        text_config = own_config(self.text_source.config)
-        self.text_width: int = text_config.get_text_config().hidden_size
-        self.encoder = load_encoder(encoder, self.fields.pop("vision_config", None) or {}, self.download)
+        super().__init__(language_model, gguf_file, processor, vision_space_photos, options)
+        tokenizer = self.tokenizer
+        self.text_width: int = self.text_config.get_text_config().hidden_size
+        self.encoder = find_encoder(encoder, self.fields.pop("vision_config", None) or {}, self.download)
         self.fields = {**self.encoder.fields, **self.fields}
-        tokenizer = load_text_tokenizer(self.text_source) if processor is None else processor.tokenizer
         name_tokenizer = name_tokenizer if processor is None else processor.name_tokenizer
         own_words = name_tokenizer is None or _is_part_of(name_tokenizer, tokenizer)
         self.image_start = QFormerStart()
         if self.encoder.kind == "tower":
-            self.image_start = start_image_qformer(qformer_init, self.download)
+            self.image_start = find_qformer_start("qformer", qformer_init, self.download)
             self._size_image_qformer(own_words)
         names = self._choose_name_tokenizer(tokenizer, name_tokenizer, own_words)
         self.fusion_start = self._find_fusion(fusion_init)
         self._size_fusion_qformer(names)
         self._choose_vision_space()
         self.fields["untrained_parts"] = self._untrained()
-        self.config = EVCapConfig(**{**self.fields, "text_config": text_config})
+        self.config = EVCapConfig(**{**self.fields, "text_config": self.text_config})
         if processor is None:
             image_processor = image_processor if image_processor is not None else self.encoder.image_processor
             settings = {"num_prefix_tokens": self.config.num_prefix_tokens, **(processor_options or {})}
-            if chat_template:
+            if use_chat_template:
                 template, bos = chat_prompt(tokenizer, settings.get("prompt_template", "{image}\n{prompt}"))
                 chat = {"add_bos_token": bos, "caption_end": tokenizer.eos_token}
                 settings = {**chat, **settings, "prompt_template": template}
@@ -123,9 +108,9 @@ class EVCapAssembly:
         start, sizes = self.image_start, self.image_start.config
         vision_width = vision_hidden_size(self.fields["vision_config"])
         theirs = getattr(sizes, "encoder_hidden_size", None)
-        if start.source is not None and start.trained and theirs != vision_width:
+        if start.trained and theirs != vision_width:
             raise ValueError(
-                f"The Q-Former of {start.source.given!r} reads vision features of {theirs} numbers, this vision "
+                f"The Q-Former of {start.name!r} reads vision features of {theirs} numbers, this vision "
                 f"encoder gives {vision_width}. Take the Q-Former of the same encoder, or qformer_init='random:SEED'."
             )
         small: dict[str, Any] = {}
@@ -136,8 +121,8 @@ class EVCapAssembly:
             small.update(_SMALL_QFORMER)
         given = self.fields.get("qformer_config")
         self.fields["qformer_config"] = qformer_config(sizes or small, given, encoder_hidden_size=vision_width)
-        if start.queries is not None:
-            self.fields["num_query_tokens"] = start.queries.shape[1]
+        if start.num_queries is not None:
+            self.fields["num_query_tokens"] = start.num_queries
 
     def _choose_name_tokenizer(self, tokenizer: Any, given: Any, own_words: bool) -> Any:
         """The tokenizer that names are read with: the language model's where it embeds them too, or BERT's."""
@@ -181,21 +166,19 @@ class EVCapAssembly:
         encoder, image = self.encoder, self.image_start
         if init is None:
             if encoder.kind == "evcap" and encoder.source is not None:
-                return start_fusion_qformer(encoder.source, self.download)
+                return find_qformer_start("fusion_qformer", encoder.source, self.download)
             init = "blip2" if encoder.kind == "blip2" or image.weights else f"random:{image.seed}"
         if init != "blip2":
-            return start_fusion_qformer(init, self.download)
-        if image.weights:  # a tower's, from a BERT or another model
-            return QFormerStart(0, image.config, image.weights)
-        if encoder.kind == "tower":
+            return find_qformer_start("fusion_qformer", init, self.download)
+        own = image.weights or encoder.parts.get("qformer", [])
+        if not own:
             raise ValueError(
                 "fusion_init='blip2' starts the fusion from the image Q-Former, but this one starts at random. Leave "
                 "`fusion_init` out, give 'random:SEED', or name a BERT, a BLIP-2 or an EVCap."
             )
-        own = {
-            name: tensor for name, tensor in encoder.weights.items() if name.startswith(("qformer.", "embeddings."))
-        }
-        return QFormerStart(0, encoder.fields["qformer_config"], fusion_from_blip2(own))
+        # Where the image Q-Former lies, and with it the words of BLIP-2's retrieval variants and of BERT.
+        more = [PartSource(one.source, FUSION_PREFIXES.get(_type(one), one.prefixes)) for one in own]
+        return QFormerStart(0, image.config or encoder.fields["qformer_config"], more)
 
     def _size_fusion_qformer(self, names: Any) -> None:
         """Sizes of the fusion Q-Former: those of what it starts from, else the image Q-Former's."""
@@ -203,20 +186,21 @@ class EVCapAssembly:
         width = fields["qformer_config"].hidden_size
         sizes: Any = start.config or fields["qformer_config"]
         if sizes.hidden_size != width:
-            origin = start.source.given if start.source is not None else "fusion_init"
             raise ValueError(
-                f"The fusion Q-Former would start from {origin!r}, {sizes.hidden_size} wide, but the image Q-Former, "
-                f"over whose outputs it attends, is {width} wide. Give a `fusion_init` of that width, or "
+                f"The fusion Q-Former would start from {start.name!r}, {sizes.hidden_size} wide, but the image "
+                f"Q-Former, over whose outputs it attends, is {width} wide. Give a `fusion_init` of that width, or "
                 "'random:SEED'."
             )
-        if start.queries is not None:
-            fields["num_name_query_tokens"] = start.queries.shape[1]
+        if start.num_queries is not None:
+            fields["num_name_query_tokens"] = start.num_queries
         given = fields.get("fusion_qformer_config")
         if isinstance(given, PreTrainedConfig):
             return
         words = 1  # unused where the language model's words are
         if not fields.get("tie_name_embeddings"):
-            words = len(names) + ("[DEC]" not in names.get_vocab())  # which BLIP-2 puts behind BERT's words
+            words = len(names)
+            if self.encoder.kind != "evcap" and "[DEC]" not in names.get_vocab():
+                words += 1  # which BLIP-2 puts behind BERT's words
         fixed = {"hidden_size": width, "encoder_hidden_size": width, "vocab_size": words}
         fields["fusion_qformer_config"] = qformer_config(sizes, given, **fixed)
 
@@ -235,16 +219,7 @@ class EVCapAssembly:
             return
         if not tower and photos is None:
             return
-        width = vision_hidden_size(fields["vision_config"])
-        options = dict(fields.get("retrieval_options") or {})
-        if photos is not None:
-            options.setdefault("key_size", max(1, min(VISION_SPACE_OPTIONS["key_size"], width, len(photos) - 1)))
-        elif options.setdefault("key_size", width) != width:
-            raise ValueError(
-                f"Keys of {options['key_size']} numbers out of {width} are learnt from photos: give "
-                "`vision_space_photos`, or leave `key_size` out to retrieve with plain pooled features."
-            )
-        fields["retrieval_options"] = options
+        size_vision_space(fields, None if photos is None else len(photos))
 
     def _untrained(self) -> list[str]:
         """Parts that no training has fitted to their task yet."""
@@ -257,90 +232,69 @@ class EVCapAssembly:
 
     # Weights
 
-    def load(self, model_class: Any, memory: Any = None) -> Any:
-        """
-        Makes the model.
+    @property
+    def parts(self) -> dict[str, list[PartSource]]:
+        """`dict[str, list[PartSource]]`: Where each part lies; a later source gives what those before it lack."""
+        found = {**self.encoder.parts, "language_model": [PartSource(self.text_source)]}
+        for start, part, queries in (
+            (self.image_start, "qformer", "query_tokens"),
+            (self.fusion_start, "fusion_qformer", "name_query_tokens"),
+        ):
+            found.setdefault(part, start.weights)
+            found.setdefault(queries, start.queries)
+        return found
 
-        Args:
-            model_class (`type`): [`EVCapForConditionalGeneration`].
-            memory (*optional*): [`VisualNameMemory`], its folder or repo id; `False` leaves out that of an EVCap.
-        """
-        dtype = self.loading.pop("dtype", None)
-        language = load_language_model(self.text_source, dtype)
-        with torch.device("meta"):
-            expected = model_class(self.config).state_dict()
-        weights = self._weights(expected, with_prefix("language_model.", language.weights))
-        dtype = language.dtype if dtype in (None, "auto") else dtype
-        model = model_class.from_pretrained(
-            None, config=self.config, state_dict=weights, dtype=dtype, **self.loading
-        ).eval()
+    def finish(self, model: Any) -> None:
+        """Gives the model its generation config and the tokenizer of the names."""
         model.generation_config = caption_generation_config(self.processor.tokenizer)
         model.name_tokenizer = self.processor.name_tokenizer
-        if self.photos is not None:
-            fit_vision_space(model, self.processor, self.photos)
-        elif memory is None and self.encoder.kind == "evcap":
-            memory = self._memory_of_encoder(model_class.memory_folder)
-        if isinstance(memory, (str, os.PathLike)):
-            memory = VisualNameMemory.from_pretrained(memory, **self.download)
-        if memory is not None and memory is not False:
-            model.set_memory(memory)
-        return model
 
-    def _weights(
-        self, expected: Mapping[str, torch.Tensor], language_model: dict[str, torch.Tensor]
+    def drawn(
+        self, expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Every weight of the model: the parts' own, and what they lack from where it starts."""
-        config = self.config
-        weights = {**self.encoder.weights, **language_model}
-        starts = (
-            ("qformer.", "query_tokens", config.qformer_config, self.image_start),
-            ("fusion_qformer.", "name_query_tokens", config.fusion_qformer_config, self.fusion_start),
-        )
-        for prefix, queries, sizes, start in starts:
-            places = {name for name in expected if name.startswith((prefix, queries))} - set(weights)
-            given = with_prefix(prefix, start.weights)
-            if start.queries is not None:
-                given[queries] = start.queries
-            fitting = {name for name in places if name in given and given[name].shape == expected[name].shape}
-            others = {name: expected[name] for name in places - fitting}
-            drawn = draw_weights(others, start.seed, sizes.initializer_range)
-            for name in drawn:
-                if "embeddings." in name and name in given and given[name].shape[1:] == drawn[name].shape[1:]:
-                    rows = min(len(given[name]), len(drawn[name]))  # a BERT lacks words that were added to its own
-                    drawn[name][:rows] = given[name][:rows]
-            weights.update({name: given[name] for name in fitting}, **drawn)
-        if "vision_space.whitening" in expected and "vision_space.whitening" not in weights:
-            shape = expected["vision_space.whitening"].shape  # plain pooled features, unless photos change them
-            weights.update({"vision_space.mean": torch.zeros(shape[0]), "vision_space.whitening": torch.eye(*shape)})
+        """What no part brings."""
+        config: Any = self.config
+        drawn: dict[str, torch.Tensor] = {}
+        starts = {
+            ("qformer.", "query_tokens"): (self.image_start, config.qformer_config),
+            ("fusion_qformer.", "name_query_tokens"): (self.fusion_start, config.fusion_qformer_config),
+            ("language_projection.",): (self.fusion_start, config),
+            ("vision_model.pooler.", "vision_model.head."): (self.image_start, config),  # not used, often not saved
+        }
+        for places, (start, sizes) in starts.items():
+            empty = {name: expected[name] for name in expected if name.startswith(places) and name not in weights}
+            drawn.update(draw_weights(empty, start.seed, sizes.initializer_range))
+        words = "embeddings.word_embeddings.weight"
+        if f"fusion_qformer.{words}" in drawn:  # a BERT lacks the rows of words that were added to its own
+            table, start = drawn[f"fusion_qformer.{words}"], self.fusion_start
+            for one in start.weights:
+                given = one.read_qformer().get(words)
+                if given is not None and given.shape[1:] == table.shape[1:]:
+                    rows = min(len(given), len(table))
+                    table[:rows] = given[:rows]
+        drawn.update(plain_vision_space(expected, weights))  # unless photos change it
         if config.known_words_only:  # any token is a word until `model.spelling.fit` has read which are
             for name in ("is_word", "starts_inside", "ends_inside"):
-                weights[f"spelling.{name}"] = torch.full(expected[f"spelling.{name}"].shape, name == "is_word")
-        projection = {name: expected[name] for name in expected if name.startswith("language_projection.")}
-        weights.update(draw_weights(projection, self.fusion_start.seed, config.initializer_range))
-        weights = {name: tensor for name, tensor in weights.items() if name in expected}
-        tied = getattr(config.text_config, "tie_word_embeddings", False)
-        for name, place in expected.items():
-            shape = weights[name].shape if name in weights else None
-            if shape != place.shape and not (shape is None and tied and name.startswith("language_model.")):
-                found = "in none of the parts" if shape is None else f"of shape {tuple(shape)} in its checkpoint"
-                raise ValueError(
-                    f"The weight {name} of shape {tuple(place.shape)} is {found}: the encoder's checkpoint does not "
-                    "fit its config. Give a whole model, or another revision of it."
-                )
-        return weights
+                drawn[f"spelling.{name}"] = torch.full(expected[f"spelling.{name}"].shape, name == "is_word")
+        return drawn
 
-    def _memory_of_encoder(self, folder: str) -> Any:
+    def default_memory(self, model_class: Any) -> Any:
         """The memory that an EVCap brings along: its encoder, which built it, stays the same."""
         source = self.encoder.source
-        if source is None:
+        if source is None or self.encoder.kind != "evcap":
             return None
         reference = source.config.memory_reference
         if reference:
             name, revision = reference["repo_id"], reference.get("revision")
             return VisualNameMemory.from_pretrained(name, revision=revision, **self.download)
-        if not source.has(f"{folder}/{MANIFEST_NAME}"):
+        folder = model_class.memory_folder
+        if source.path_of(f"{folder}/{MANIFEST_NAME}") is None:
             return None
         return VisualNameMemory.from_pretrained(source.name, subfolder=folder, repo_type="model", **source.options)
+
+
+def _type(part: PartSource) -> str:
+    return "" if part.source is None else part.source.config.model_type
 
 
 def _is_part_of(name_tokenizer: Any, tokenizer: Any) -> bool:

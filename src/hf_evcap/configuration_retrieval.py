@@ -63,11 +63,16 @@ class RetrievalConfig(PreTrainedConfig):
         untrained_parts (`list[str]`, *optional*):
             Parts that started at random or from another task and that no training has fitted yet; a policy that would
             leave an untrained image Q-Former as it is is refused.
+        part_sources (`dict[str, dict]`, *optional*):
+            Where parts came from when the model was assembled, by their names: `repo_id`, `revision` (a commit),
+            `prefixes` of the weights' names there, `sha256` over all of their values, `gguf_file` where they lie in
+            one, and `referenced`: whether they are read from there, or lie in the model's own repo.
     """
 
     memory_reference: dict | None = None
     encoder_fingerprint: str | None = None
     untrained_parts: list | None = None
+    part_sources: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not type(self).__module__.startswith("transformers_modules"):
@@ -81,6 +86,11 @@ class RetrievalConfig(PreTrainedConfig):
                     f"`memory_reference` holds `repo_id` and `revision`, got {sorted(self.memory_reference)}."
                 )
             validate_repo_id(self.memory_reference["repo_id"])  # a local path would be of no use to others
+        for part, record in (self.part_sources or {}).items():
+            missing = {"repo_id", "revision", "prefixes", "sha256", "referenced"} - set(record)
+            if missing:
+                raise ValueError(f"The entry {part!r} of `part_sources` lacks {', '.join(sorted(missing))}.")
+            validate_repo_id(record["repo_id"])
 
 
 __all__ = ["RetrievalConfig"]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoProcessor, PreTrainedConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from .assembly import load_efficientnet_lite, load_image_processor, load_vision_tower, own_config, with_prefix
 from .configuration_evcap import EVCapConfig
-from .model_source import ModelSource
+from .model_source import ModelSource, own_config
+from .part_sources import PartSource, sources_of_part
+from .vision_towers import find_efficientnet_lite, find_vision_tower, load_image_processor
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Encoder:
     Args:
         kind (`str`): `"blip2"`, `"evcap"` or `"tower"`.
         fields (`dict`): Of the [`EVCapConfig`].
-        weights (`dict[str, torch.Tensor]`): By the names of the [`EVCapForConditionalGeneration`].
+        parts (`dict[str, list[PartSource]]`): Where its parts lie.
         source ([`ModelSource`], *optional*): Where it comes from; `None` for a bare weight file.
         image_processor: Its image processor, or `None`.
         name_tokenizer: An EVCap's, or `None`.
@@ -34,15 +34,15 @@ class Encoder:
 
     kind: str
     fields: dict[str, Any]
-    weights: dict[str, torch.Tensor] = field(repr=False)
+    parts: dict[str, list[PartSource]]
     source: ModelSource | None = None
     image_processor: Any = None
     name_tokenizer: Any = None
 
 
-def load_encoder(encoder: str | os.PathLike, vision_config: Mapping[str, Any], download: Mapping[str, Any]) -> Encoder:
+def find_encoder(encoder: str | os.PathLike, vision_config: Mapping[str, Any], download: Mapping[str, Any]) -> Encoder:
     """
-    Reads a vision encoder, with the Q-Former and the queries where it has them.
+    Finds a vision encoder, with the Q-Former and the queries where it has them.
 
     Args:
         encoder (`str` or `os.PathLike`): A BLIP-2, an EVCap, a vision tower, or a `.pth` file of an EfficientNet-Lite.
@@ -50,19 +50,19 @@ def load_encoder(encoder: str | os.PathLike, vision_config: Mapping[str, Any], d
         download (`Mapping[str, Any]`): Options of downloads.
 
     Raises:
-        ValueError: It has no vision tower, or its weights are not whole.
+        ValueError: It has no vision tower.
     """
     if Path(encoder).is_file():
-        tower, source = load_efficientnet_lite(encoder, vision_config), None
+        tower, source = find_efficientnet_lite(encoder, vision_config), None
     else:
         source = ModelSource(encoder, **download)
         if source.config.model_type == "evcap":
             return _evcap_encoder(source)
         if source.config.model_type == "blip-2":
             return _blip2_encoder(source, vision_config)
-        tower = load_vision_tower(source, vision_config)
-    weights = with_prefix("vision_model.", tower.weights)
-    return Encoder("tower", {"vision_config": tower.config}, weights, source, tower.image_processor)
+        tower = find_vision_tower(source, vision_config)
+    parts = {"vision_model": [tower.weights]}
+    return Encoder("tower", {"vision_config": tower.config}, parts, source, tower.image_processor)
 
 
 def _blip2_encoder(source: ModelSource, vision_config: Mapping[str, Any]) -> Encoder:
@@ -76,21 +76,23 @@ def _blip2_encoder(source: ModelSource, vision_config: Mapping[str, Any]) -> Enc
     if image_processor is None:
         side = config.vision_config.image_size
         image_processor = BlipImageProcessorPil(size={"height": side, "width": side})
-    # "embeddings." are the words of BLIP-2's retrieval variants, from which a fusion may start.
-    weights = source.read("vision_model.", "qformer.", "query_tokens", "embeddings.")
-    return Encoder("blip2", fields, weights, source, image_processor)
+    prefixes = {"vision_model": "vision_model.", "qformer": "qformer.", "query_tokens": "query_tokens"}
+    parts = {part: [PartSource(source, (prefix,))] for part, prefix in prefixes.items()}
+    return Encoder("blip2", fields, parts, source, image_processor)
 
 
 def _evcap_encoder(source: ModelSource) -> Encoder:
     config: Any = source.config
-    others = {"text_config", "image_token_id", "memory_reference", "known_words_only"}
+    others = {"text_config", "image_token_id", "memory_reference", "known_words_only", "part_sources"}
     own = set(EVCapConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - others
     fields = {name: copy.deepcopy(getattr(config, name)) for name in own}
     for name in ("vision_config", "qformer_config", "fusion_qformer_config"):
         fields[name] = own_config(fields[name])
-    weights = source.read("vision_model.", "vision_space.", "qformer.", "query_tokens")
+    names = ["vision_model", "qformer", "query_tokens"]
+    names += ["vision_space"] if config.retrieval_space == "vision" else []
+    parts = {part: sources_of_part(source, part) for part in names}
     processor = AutoProcessor.from_pretrained(source.name, **source.options)
-    return Encoder("evcap", fields, weights, source, processor.image_processor, processor.name_tokenizer)
+    return Encoder("evcap", fields, parts, source, processor.image_processor, processor.name_tokenizer)
 
 
-__all__ = ["Encoder", "load_encoder"]
+__all__ = ["Encoder", "find_encoder"]

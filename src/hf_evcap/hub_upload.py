@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
     HTTPError,
     RepositoryNotFoundError,
@@ -52,6 +53,11 @@ def explained_hub_errors(repo_id: str, repo_type: str, revision: str | None = No
     repo = f"{repo_type} repo {repo_id!r}"
     try:
         yield
+    except GatedRepoError as error:
+        raise _explain(
+            error,
+            f"The {repo} is gated: ask for access on https://huggingface.co/{repo_id} and log in (`hf auth login`).",
+        ) from error
     except RepositoryNotFoundError as error:
         others = [kind for kind in ("model", "dataset", "space") if kind != repo_type and _exists(repo_id, kind)]
         hint = f"; there is a {others[0]} repo of this name" if others else ""

@@ -30,6 +30,7 @@ class ModelPublishingMixin(ModelRepoMixin):
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
         tags: list[str] | str | None = None,
+        frozen: str | None = None,
     ) -> CommitInfo:
         """
         Uploads a repo that works by itself, in one commit: weights, config, code, memory (or its repo and revision),
@@ -44,13 +45,14 @@ class ModelPublishingMixin(ModelRepoMixin):
             create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead.
             max_shard_size (`int` or `str`, *optional*, defaults to `"50GB"`): Size of a weight file at most.
             tags (`list[str]`, *optional*): Further tags of the card.
+            frozen (`str`, *optional*): `"reference"` or `"copy"`, as for [`save_pretrained`].
 
         Returns:
             [`~huggingface_hub.CommitInfo`]: The commit, with `oid` and `pr_url`.
         """
 
         def save(folder: Path) -> None:
-            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            self.save_pretrained(folder, max_shard_size=max_shard_size, frozen=frozen)
             if processor is not None:
                 processor.save_pretrained(folder)
             given = [tags] if isinstance(tags, str) else tags or []

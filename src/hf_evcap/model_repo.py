@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import PushToHubMixin, cached_file, logging
 
+from .checkpoint_reader import read_state_file
+from .frozen_references import (
+    halve_exact,
+    parts_read_from,
+    read_referenced_parts,
+    referenced_parts,
+    remember_quantized_parts,
+    split_state,
+)
 from .hub_upload import take_hub_arguments
+from .model_source import DOWNLOAD_OPTIONS
 from .store_files import MANIFEST_NAME
 
 
@@ -60,21 +72,27 @@ class ModelRepoMixin(PushToHubMixin):
         pretrained_model_name_or_path: str | os.PathLike | None,
         *model_args: Any,
         memory: Any = None,
+        parts: Mapping[str, str | os.PathLike] | None = None,
         **kwargs: Any,
     ) -> Any:
         """
-        Loads a model with its memory.
+        Loads a model with its memory. Parts that its repo only names (`config.part_sources`) come from their own
+        repos, and are refused if their weights are not those that the model was made with.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or a repo id on the Hub.
             memory (*optional*):
                 Memory to use instead of the model's own: a folder, a repo id such as `"org/name"` or
                 `"org/name@revision"`, or a memory object. `False` loads none.
+            parts (`dict[str, str]`, *optional*):
+                Folders or repo ids from which to read parts that the repo only names, such as
+                `{"language_model": "path/vicuna-13b"}`, where their own repos are gone or out of reach.
             kwargs: Everything that [`~transformers.PreTrainedModel.from_pretrained`] takes.
         """
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
         subfolder = kwargs.get("subfolder") or ""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        with parts_read_from(parts):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is None:  # only a config and a state dict were given
             return loaded
@@ -84,9 +102,25 @@ class ModelRepoMixin(PushToHubMixin):
         ):
             source = next(iter(model.peft_config.values())).base_model_name_or_path  # a repo of adapters alone
             hub.pop("revision", None)
+        remember_quantized_parts(model)
         model._load_tokenizer(source, subfolder, hub)
         model._load_memory(source, subfolder, memory, hub)
         return loaded
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any, state_dict: Any, checkpoint_files: list[str] | None, load_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Adds to the repo's own weights those of the parts that it names; transformers then loads all as ever."""
+        if state_dict is None and checkpoint_files is not None and referenced_parts(model.config):
+            given = load_config.download_kwargs or {}
+            download = {name: given[name] for name in DOWNLOAD_OPTIONS if given.get(name)}
+            state_dict = read_referenced_parts(model, download, load_config.dtype)
+            for file in checkpoint_files:
+                state_dict.update(read_state_file(Path(file)))
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
 
     def _load_tokenizer(self, source: str, subfolder: str, hub: dict[str, Any]) -> None:
         folder = os.path.join(subfolder, self.tokenizer_folder)
@@ -119,7 +153,12 @@ class ModelRepoMixin(PushToHubMixin):
     # Saving
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        frozen: str | None = None,
+        **kwargs: Any,
     ) -> None:
         """
         Saves weights, config, the tokenizer of what is retrieved, code and memory. A memory that came unchanged from
@@ -127,15 +166,20 @@ class ModelRepoMixin(PushToHubMixin):
 
         Args:
             save_directory (`str` or `os.PathLike`): Made if it does not exist.
+            frozen (`str`, *optional*):
+                `"reference"` leaves out the parts that are as their repos on the Hub hold them, and names those in the
+                config by repo id, commit and SHA-256 (`config.part_sources`); a part that was trained is saved whole.
+                `"copy"` saves everything. By default parts stay as they were: named if the repo that the model came
+                from named them, or if it was assembled from parts on the Hub.
             push_to_hub (`bool`, *optional*, defaults to `False`): Also upload; `repo_id` and the like go to
                 `push_to_hub`.
             kwargs: Everything that [`~transformers.PreTrainedModel.save_pretrained`] takes.
         """
         if push_to_hub:
             hub = take_hub_arguments(kwargs)
-            self.save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+            self.save_pretrained(save_directory, is_main_process=is_main_process, frozen=frozen, **kwargs)
             if is_main_process:
-                self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+                self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), frozen=frozen, **hub)
             return
         unrecorded = self.config.encoder_fingerprint is None
         if self.encoder_parts and unrecorded:
@@ -145,7 +189,8 @@ class ModelRepoMixin(PushToHubMixin):
         pipeline_class = self.pipeline_class()
         self.config.custom_pipelines = pipeline_entries(pipeline_class)
         try:
-            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+            with self._without_referenced_parts(frozen, kwargs) as options:
+                super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
         finally:
             del self.config.custom_pipelines  # in this process the pipeline is registered
             if unrecorded and self.trains_encoder:
@@ -161,6 +206,33 @@ class ModelRepoMixin(PushToHubMixin):
             memory.save_pretrained(folder / self.memory_folder)
         elif (folder / self.memory_folder / MANIFEST_NAME).is_file():
             shutil.rmtree(folder / self.memory_folder)  # of an earlier save; it would come back at loading
+
+    @contextmanager
+    def _without_referenced_parts(self, frozen: str | None, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Options of a save that leaves out what other repos hold, with the config that goes with it."""
+        sources = self.config.part_sources
+        if not sources or getattr(self, "_hf_peft_config_loaded", False):  # adapters alone are saved
+            if frozen == "reference" and not sources:
+                logger.warning(
+                    "The config does not say that parts came from repos on the Hub (`part_sources`): all are saved."
+                )
+            yield options
+            return
+        state = options.get("state_dict")
+        state, records = split_state(self, self.state_dict() if state is None else state, frozen)
+        quantizer = getattr(self, "hf_quantizer", None)
+        quantized = getattr(self.config, "quantization_config", None)
+        unquantized = quantizer is not None and records["language_model"]["referenced"]
+        self.config.part_sources = records
+        try:
+            if unquantized:  # no quantized weight is saved, and what is loaded next is as its own load says
+                self.hf_quantizer = None
+                del self.config.quantization_config
+            yield {**options, "state_dict": halve_exact(self, state)}
+        finally:
+            self.config.part_sources = sources
+            if unquantized:
+                self.hf_quantizer, self.config.quantization_config = quantizer, quantized
 
     def _fitting_memory(self) -> Any:
         """The memory, unless training has since changed the encoder that built it: no model could load it again."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -76,25 +78,26 @@ class ModelSource:
         gguf = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
         return {**self.download, **revision, **gguf}
 
-    def has(self, file: str) -> bool:
-        """Whether the source holds a file."""
+    def path_of(self, file: str) -> Path | None:
+        """Path of one of the source's files; `None` if it does not hold it."""
         with self.explained_errors():
-            return locate_file(self.name, file, self.revision, **self.download) is not None
+            return locate_file(self.name, file, self.revision, **self.download)
 
-    def read(self, *prefixes: str) -> dict[str, torch.Tensor]:
+    def read(self, *prefixes: str, required: bool = True) -> dict[str, torch.Tensor]:
         """
         Weights under their own names, mapped from the files.
 
         Args:
             prefixes (`str`): Only names that start with one of these; only the shards that hold some are downloaded.
+            required (`bool`, *optional*, defaults to `True`): Whether there must be some.
 
         Raises:
-            FileNotFoundError: There are no weights.
+            FileNotFoundError: There are no weights at all.
             ValueError: None of them has such a name.
         """
         with self.explained_errors():
             weights = read_pretrained(self.name, prefixes or None, self.revision, **self.download)
-        if not weights:
+        if required and not weights:
             raise ValueError(
                 f"{self.given!r} holds no weights named {' or '.join(f'{prefix}*' for prefix in prefixes)}. If they "
                 "were renamed there, name an earlier revision: 'org/name@revision'."
@@ -124,7 +127,8 @@ def load_part(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: dict[str, torch.Tensor], what: str
 ) -> dict[str, torch.Tensor]:
     """
-    Gives a part's weights the names that the installed transformers has for them. Nothing is copied.
+    Gives a part's weights the names that the installed transformers has for them. Nothing is copied; what is behind a
+    vision tower's last hidden state may be missing.
 
     Args:
         model_class (`type`): The part's class, or one that loads the same names.
@@ -153,33 +157,39 @@ def load_part(
             f"{what}: {count} weights {problem}, the first of them {', '.join((missing or wrong)[:3])}. It is no "
             f"whole {model_class.__name__}; give another checkpoint or revision."
         )
-    return dict(part.state_dict())
+    return {name: tensor for name, tensor in part.state_dict().items() if name not in report["missing_keys"]}
+
+
+def own_config(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
+    """A part's config for use inside of another: without precision, quantization and the path it was read from."""
+    own = copy.deepcopy(config)
+    own.dtype = None
+    own._name_or_path = ""
+    if hasattr(own, "quantization_config"):
+        del own.quantization_config
+    for name, value in changes.items():
+        if not hasattr(own, name):
+            raise ValueError(f"A config of type {own.model_type!r} has no field {name!r}.")
+        setattr(own, name, value)
+    return own
 
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
     """Keeps transformers' report of weights that a part does not need; what it lacks raises an error."""
-    loggers = [logging.get_logger(f"transformers.{name}") for name in ("modeling_utils", "utils.loading_report")]
-    levels = [one.level for one in loggers]
-    bars = logging.is_progress_bar_enabled()
+    reporter, bars = logging.get_logger("transformers.modeling_utils"), logging.is_progress_bar_enabled()
+
+    def errors_only(record: LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
     try:
-        for one in loggers:
-            one.setLevel(logging.ERROR)
+        reporter.addFilter(errors_only)
         logging.disable_progress_bar()
         yield
     finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+        reporter.removeFilter(errors_only)
         if bars:
             logging.enable_progress_bar()
 
 
-def split_gguf(language_model: str | os.PathLike, gguf_file: str | None) -> tuple[str, str | None]:
-    """Lets a `.gguf` file be given as the model itself."""
-    path = Path(language_model)
-    if gguf_file is None and path.suffix == ".gguf" and path.is_file():
-        return str(path.parent), path.name
-    return os.fspath(language_model), gguf_file
-
-
-__all__ = ["DOWNLOAD_OPTIONS", "ModelSource", "load_part", "split_gguf", "widest_dtype"]
+__all__ = ["DOWNLOAD_OPTIONS", "ModelSource", "load_part", "own_config", "widest_dtype"]

@@ -254,7 +254,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
                 or the BLIP-2 or EVCap that has the same tower.
             processor ([`EVCapProcessor`], *optional*): To use instead of the one that
                 [`EVCapProcessor.from_encoder_and_language_model_pretrained`] makes of the same arguments.
-            name_tokenizer, image_processor, chat_template: See there.
+            name_tokenizer, image_processor, use_chat_template: See there.
             vision_space_photos (`Sequence`, *optional*):
                 Photos to which the retrieval space of a vision tower is fitted (paths or images, more than 256);
                 without them plain pooled features are compared. See [`~vision_space_evcap.fit_vision_space`].

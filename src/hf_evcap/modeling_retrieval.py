@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from .freezing_policies import FreezingMixin
@@ -20,6 +21,15 @@ class RetrievalPreTrainedModel(ModelPublishingMixin, FreezingMixin, FrozenEncode
     retrieval_arguments: tuple[str, ...] = ("memory",)  # of `encode_images`, which a pipeline's call may give
     # In training mode, draws what is kept of what was retrieved; see `training.fine_tuning.retrieval_in_training`.
     training_retrieval: Any = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """
+        `torch.dtype`: Precision of the model, as its config records it: the language model's. Small parts that stay in
+        float32 (Q-Formers, queries) do not count.
+        """
+        language_model = getattr(self, "language_model", None)
+        return super().dtype if language_model is None else language_model.dtype
 
     def set_memory(self, memory: Any) -> None:
         """Attaches a memory."""

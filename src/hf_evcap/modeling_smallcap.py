@@ -158,6 +158,51 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
             kwargs["memory"] = datastore
         return super().from_pretrained(*args, **kwargs)
 
+    @classmethod
+    def from_encoder_decoder_pretrained(
+        cls, encoder: str | os.PathLike, decoder: str | os.PathLike, *, datastore: Any = None, **options: Any
+    ) -> SmallCapForConditionalGeneration:
+        r"""
+        Assembles a model from pretrained parts. The cross-attention between them starts at random, the same for a
+        seed.
+
+        Args:
+            encoder (`str` or `os.PathLike`):
+                Folder or repo id (`"org/name"` or `"org/name@revision"`) of a CLIP, which makes its own queries for
+                captions, or of another vision tower (SigLIP, DINOv2, ViT, ...), or a published EfficientNet-Lite's
+                `.pth` file; captions are then found by the photos that they describe.
+            decoder (`str` or `os.PathLike`): Folder, repo id or `.gguf` file of a GPT-2 or an OPT.
+            datastore (*optional*): [`CaptionDatastore`], its folder or its repo id.
+            processor ([`SmallCapProcessor`], *optional*): To use instead of the one that
+                [`SmallCapProcessor.from_encoder_decoder_pretrained`] makes of the same arguments.
+            image_processor, processor_options: See there.
+            seed (`int`, *optional*, defaults to 0): Of the cross-attention.
+            vision_space_photos (`Sequence`, *optional*):
+                Photos to which the retrieval space of a tower without a text side is fitted; without them plain pooled
+                features are compared. See [`~vision_space_evcap.fit_vision_space`].
+            gguf_file (`str`, *optional*): GGUF file in `decoder` that holds it.
+            options: Fields of [`SmallCapConfig`] (`vision_config` as a `dict` of what to change), and options of
+                loading: `dtype` (by default the decoder's), `device_map`, `quantization_config` (the decoder alone is
+                quantized), `attn_implementation`, `cache_dir`, `token`, `local_files_only`, `force_download`.
+
+        Returns:
+            [`SmallCapForConditionalGeneration`]: In eval mode.
+
+        Raises:
+            ValueError: The parts cannot work together; the message says why and what to do.
+
+        Example:
+        ```python
+        >>> model = SmallCapForConditionalGeneration.from_encoder_decoder_pretrained(
+        ...     "openai/clip-vit-base-patch32", "openai-community/gpt2"
+        ... )
+        ```
+        """
+        from .assembly_smallcap import SmallCapAssembly
+        from .processing_smallcap import SmallCapProcessor
+
+        return SmallCapAssembly(SmallCapProcessor, encoder, decoder, **options).load(cls, datastore)
+
     # Stage 1: encode
 
     def get_image_features(

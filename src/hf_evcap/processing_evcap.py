@@ -91,7 +91,7 @@ class EVCapProcessor(RetrievalProcessor):
                 Tokenizer of the names, its folder or repo id. By default an EVCap's own, the language model's where it
                 embeds the names too (`tie_name_embeddings`), else BERT's (`google-bert/bert-base-uncased`).
             image_processor (*optional*): Instead of the encoder's.
-            chat_template (`bool`, *optional*, defaults to `False`):
+            use_chat_template (`bool`, *optional*, defaults to `False`):
                 Write the prompt as the language model's own chat template says, and end captions with its end token.
             processor_options (`dict`, *optional*): Arguments of the processor, such as `prompt`, `prompt_template` and
                 `caption_end`.
@@ -100,7 +100,7 @@ class EVCapProcessor(RetrievalProcessor):
         Example:
         ```python
         >>> parts = ("google/siglip-base-patch16-224", "HuggingFaceTB/SmolLM2-135M-Instruct")
-        >>> options = {"chat_template": True, "processor_options": {"prompt": "Describe this photo."}}
+        >>> options = {"use_chat_template": True, "processor_options": {"prompt": "Describe this photo."}}
         >>> processor = EVCapProcessor.from_encoder_and_language_model_pretrained(*parts, **options)
         >>> model = EVCapForConditionalGeneration.from_encoder_and_language_model_pretrained(
         ...     *parts, processor=processor

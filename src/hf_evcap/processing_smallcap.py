@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
+from typing_extensions import Self
 
 from .chat_messages import write_chat_template
 from .processing_retrieval import RetrievalProcessor, one_each
@@ -60,6 +62,23 @@ class SmallCapProcessor(RetrievalProcessor):
         self.max_caption_length = max_caption_length
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         self.refresh_chat_template()
+
+    @classmethod
+    def from_encoder_decoder_pretrained(
+        cls, encoder: str | os.PathLike, decoder: str | os.PathLike, **options: Any
+    ) -> Self:
+        """
+        Makes the processor of a [`SmallCapForConditionalGeneration`] that the method of the same name assembles.
+
+        Args:
+            encoder, decoder (`str` or `os.PathLike`): As there.
+            image_processor (*optional*): Instead of the encoder's.
+            processor_options (`dict`, *optional*): Arguments of the processor, such as `end_token`.
+            options: All others are as for the model.
+        """
+        from .assembly_smallcap import SmallCapAssembly
+
+        return SmallCapAssembly(cls, encoder, decoder, **options).processor
 
     @property
     def model_input_names(self) -> list[str]:

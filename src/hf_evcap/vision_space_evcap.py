@@ -69,7 +69,10 @@ class EVCapVisionSpace(nn.Module):
             features (`torch.Tensor` of shape `(num_photos, width)`): The first row of [`pool`] for each photo.
         """
         if len(features) <= self.key_size:
-            raise ValueError(f"Whitening to {self.key_size} dimensions needs more than that many photos.")
+            raise ValueError(
+                f"Keys of {self.key_size} numbers are learnt from more photos than that; got {len(features)}. Give "
+                "more, or set a smaller `key_size` in `retrieval_options`."
+            )
         centred = (features - features.mean(0)).double()
         _, spread, directions = torch.linalg.svd(centred, full_matrices=False)
         scale = (math.sqrt(len(features) - 1) / spread[: self.key_size]) ** self.whitening_power

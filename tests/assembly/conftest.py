@@ -1,179 +1,45 @@
-"""Folders of tiny pretrained parts: a BLIP-2, vision towers and language models, each as its own library saves it."""
+"""Folders of tiny pretrained parts; tests must not change them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
-from tiny_models import IMAGE_SIZE, REFERENCE, make_name_tokenizer
-from tiny_smallcap import make_tokenizer
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModel,
-    AutoModelForCausalLM,
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    CLIPConfig,
-    CLIPModel,
-    LlamaTokenizer,
-    SiglipConfig,
-    SiglipModel,
-)
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-from hf_evcap import EfficientNetLiteConfig, EfficientNetLiteModel
+from tiny_models import make_name_tokenizer
+from tiny_parts import save_blip2, save_language_model, save_tower, text_tokenizer
 
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-PHOTO = {"image_size": IMAGE_SIZE, "patch_size": 14}
-# Weights large enough that outputs differ from photo to photo.
-SPREAD = {"initializer_range": 0.2}
-LANGUAGE_MODELS = {
-    "llama": ({**SIZES, **SPREAD, "num_key_value_heads": 2}, "sentencepiece"),
-    "mistral": ({**SIZES, **SPREAD, "num_key_value_heads": 2}, "sentencepiece"),
-    "gemma": ({**SIZES, **SPREAD, "num_key_value_heads": 2, "head_dim": 8}, "sentencepiece"),
-    "qwen2": ({**SIZES, **SPREAD, "num_key_value_heads": 2}, "bpe"),
-    "opt": (
-        {
-            "hidden_size": 32,
-            "word_embed_proj_dim": 32,
-            "ffn_dim": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "init_std": 0.2,
-        },
-        "bpe",
-    ),
-    "gpt2": ({"n_embd": 32, "n_layer": 2, "n_head": 2, **SPREAD}, "bpe"),
-}
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def text_tokenizer(kind: str) -> Any:
-    """A tokenizer of 600 tokens (SentencePiece) or 399 and an end token (byte-level BPE)."""
-    if kind == "sentencepiece":
-        return LlamaTokenizer.from_pretrained(str(REFERENCE), legacy=True)
-    return make_tokenizer()
-
-
-def save_language_model(folder: Path, kind: str, **changes: Any) -> Path:
-    """A random language model as transformers saves it, with its tokenizer."""
-    sizes, tokenizer_kind = LANGUAGE_MODELS[kind]
-    tokenizer = text_tokenizer(tokenizer_kind)
-    config = CONFIG_MAPPING[kind](
-        **{
-            **sizes,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": 256,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": None,
-            **changes,
-        }
-    )
-    torch.manual_seed(3)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def language_model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folder of a tiny language model by its type; tests must not change it."""
+def made_once(make: Callable[[Path, str], Path], factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a folder of each kind when it is first asked for."""
     made: dict[str, Path] = {}
 
     def folder_of(kind: str) -> Path:
         if kind not in made:
-            made[kind] = save_language_model(tmp_path_factory.mktemp(kind), kind)
+            made[kind] = make(factory.mktemp(kind), kind)
         return made[kind]
 
     return folder_of
 
 
-def make_tower(kind: str) -> Any:
-    """A whole model with a vision tower."""
-    torch.manual_seed(4)
-    if kind == "clip":
-        vision = {**SIZES, **PHOTO, "initializer_factor": 10.0}
-        return CLIPModel(CLIPConfig(text_config=SIZES, vision_config=vision, projection_dim=16))
-    if kind == "siglip":
-        return SiglipModel(SiglipConfig(text_config=SIZES, vision_config={**SIZES, **PHOTO}))
-    sizes = {name: value for name, value in SIZES.items() if name != "intermediate_size" or kind == "vit"}
-    return AutoModel.from_config(CONFIG_MAPPING[kind](**sizes, **PHOTO, **SPREAD))
+@pytest.fixture(scope="session")
+def language_model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a tiny language model by its type."""
+    return made_once(save_language_model, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def tower_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folder (or weight file) of a tiny vision tower by its type; tests must not change it."""
-    made: dict[str, Path] = {}
-
-    def folder_of(kind: str) -> Path:
-        if kind in made:
-            return made[kind]
-        folder = tmp_path_factory.mktemp(kind)
-        if kind == "efficientnet_lite":
-            made[kind] = save_published_lite(folder / "efficientnet-lite0.pth")
-            return made[kind]
-        make_tower(kind).save_pretrained(folder)
-        size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-        CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size).save_pretrained(folder)
-        made[kind] = folder
-        return folder
-
-    return folder_of
-
-
-def save_published_lite(file: Path) -> Path:
-    """An EfficientNet-Lite0 under the names of the published weights, with their classifier."""
-    torch.manual_seed(5)
-    model = EfficientNetLiteModel(EfficientNetLiteConfig())
-    model.train()(pixel_values=torch.randn(4, 3, 64, 64))  # batch statistics, without which activations vanish
-    parts = {"expansion": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1")}
-    parts["projection"] = ("_project_conv", "_bn2")
-    top = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
-    published = {"_fc.weight": torch.zeros(10, 1280), "_fc.bias": torch.zeros(10)}
-    for name, tensor in model.state_dict().items():
-        block = re.fullmatch(r"blocks\.(\d+)\.(\w+)\.(convolution|normalization)\.(\w+)", name)
-        if block:
-            layer = parts[block[2]][block[3] == "normalization"]
-            published[f"_blocks.{block[1]}.{layer}.{block[4]}"] = tensor
-        else:
-            part, layer, value = name.split(".")
-            published[f"{top[part][layer == 'normalization']}.{value}"] = tensor
-    torch.save(published, file)
-    return file
+    """Folder (or weight file) of a tiny vision tower by its type."""
+    return made_once(save_tower, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def reference_parts(converted: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The conformance data's BLIP-2 and Llama as folders, and its name tokenizer."""
     root = tmp_path_factory.mktemp("reference-parts")
-    model, config = converted.model, converted.model.config
-    blip2 = Blip2ForConditionalGeneration(
-        Blip2Config(
-            vision_config=config.vision_config.to_dict(),
-            qformer_config=config.qformer_config.to_dict(),
-            text_config={**LANGUAGE_MODELS["opt"][0], "model_type": "opt", "vocab_size": 50},
-            num_query_tokens=32,
-        )
-    )
-    state = {
-        name: value for name, value in model.state_dict().items() if name.startswith(("vision_model.", "qformer."))
-    }
-    state["query_tokens"] = model.query_tokens.detach()
-    assert not blip2.load_state_dict(state, strict=False).unexpected_keys
-    blip2.save_pretrained(root / "blip2", max_shard_size="300KB")
-    side = config.vision_config.image_size
-    BlipImageProcessorPil(size={"height": side, "width": side}).save_pretrained(root / "blip2")
-    model.language_model.save_pretrained(root / "llama")
+    blip2 = save_blip2(root / "blip2", converted.model, max_shard_size="300KB")
+    converted.model.language_model.save_pretrained(root / "llama")
     text_tokenizer("sentencepiece").save_pretrained(root / "llama")
-    return SimpleNamespace(blip2=root / "blip2", llama=root / "llama", name_tokenizer=make_name_tokenizer())
+    return SimpleNamespace(blip2=blip2, llama=root / "llama", name_tokenizer=make_name_tokenizer())

@@ -79,6 +79,7 @@ class Fault:
     path: str
     times: int = 1
     status: int | None = None  # answer with this status; otherwise stop halfway through the body
+    code: str | None = None  # what the answer says of the reason, such as "GatedRepo"
     hold: bool = False  # stop halfway, and keep the connection open until the client is gone
     reached: threading.Event = field(default_factory=threading.Event)
 
@@ -166,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.body = self.body or self.rfile.read(length)
             if self.fault is not None and self.fault.status is not None:
                 self.fault.reached.set()
-                raise HubError(self.fault.status, None, "The storage is full.")
+                raise HubError(self.fault.status, self.fault.code, "The storage is full.")
             self._route(parts.path)
         except HubError as error:
             headers = {"X-Error-Message": error.message}

@@ -27,7 +27,7 @@ MODELS = sorted(path.parent.name for path in HUB_CONFIGS.glob("*/config.json"))
 MEMORIES = sorted(path.parent.name for path in HUB_CONFIGS.glob("memories/*/README.md"))
 DATASTORES = sorted(path.parent.name for path in HUB_CONFIGS.glob("datastores/*/README.md"))
 # What a repo's code may import where it is trusted: the stack that the model needs anyway, and the standard library.
-ALLOWED = {"datasets", "faiss", "huggingface_hub", "numpy", "PIL", "pyarrow", "safetensors", "torch"}
+ALLOWED = {"datasets", "faiss", "huggingface_hub", "numpy", "PIL", "pyarrow", "safetensors", "tokenizers", "torch"}
 ALLOWED |= {"transformers", "typing_extensions", "yaml"} | set(sys.stdlib_module_names)
 
 

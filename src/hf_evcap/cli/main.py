@@ -18,6 +18,7 @@ VERBS = {
     "train": ("train", "train a captioner on captioned photos"),
     "evaluate": ("evaluate", "caption a dataset and score the captions"),
     "convert": ("convert", "convert the reference implementation's checkpoints and memories"),
+    "merge": ("merge", "write a model as one whole folder: frozen parts by reference, LoRA adapters"),
     "push": ("push", "publish a model, memory, datastore, metric or Space on the Hub"),
     "configs": ("configs", "list, find or copy the configurations that come with the package"),
     "env": ("environment", "print versions for a bug report"),

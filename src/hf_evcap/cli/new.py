@@ -16,7 +16,7 @@ EXAMPLES = """examples:
   hf-evcap new evcap --encoder Salesforce/blip2-flan-t5-xxl --language-model lmsys/vicuna-13b-v1.3 --out evcap-13b
   hf-evcap new evcap --encoder google/siglip-base-patch16-224 --language-model HuggingFaceTB/SmolLM2-135M-Instruct \\
       --chat-template --fit-vision-space photos/ --out evcap-small
-"""
+  hf-evcap new smallcap --encoder openai/clip-vit-base-patch32 --decoder openai-community/gpt2 --out smallcap"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -60,31 +60,46 @@ def make_parser() -> argparse.ArgumentParser:
         "with a small tower; else google-bert/bert-base-uncased)",
     )
     evcap.add_argument(
-        "--fit-vision-space",
-        metavar="PHOTOS",
-        help="photos to which the retrieval space of a vision tower is fitted, a folder or a dataset as for `hf-evcap "
-        "train`; the first 2,000 of them (default: plain pooled features are compared)",
-    )
-    evcap.add_argument(
         "--chat-template", action="store_true", help="prompt as the language model's chat template says"
     )
     evcap.add_argument("--prompt", help="what the language model is asked (default: the paper's)")
     evcap.add_argument("--prompt-template", metavar="TEXT", help="text around it, with {image} and {prompt}")
     evcap.add_argument("--caption-end", metavar="TEXT", help="what ends a caption (default: the paper's newline)")
-    _add_common(evcap)
+    _add_common(evcap, "--language-model", "any that AutoModelForCausalLM knows, or a .gguf file")
+    smallcap = kinds.add_parser(
+        "smallcap", help="a SmallCap", description="Put a SmallCap together from a vision encoder and a decoder."
+    )
+    smallcap.add_argument(
+        "--encoder",
+        required=True,
+        metavar="ID",
+        help="a CLIP, another vision tower, or a .pth file of an EfficientNet-Lite",
+    )
+    smallcap.add_argument("--datastore", dest="memory", help="datastore folder or Hub id to go with the model")
+    smallcap.add_argument("--seed", type=int, default=0, help="of the cross-attention (default: %(default)s)")
+    _add_common(smallcap, "--decoder", "a GPT-2 or an OPT")
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--language-model", required=True, metavar="ID", help="any that AutoModelForCausalLM knows, or a .gguf file"
-    )
+def _add_common(parser: argparse.ArgumentParser, language_model: str, which: str) -> None:
+    parser.add_argument(language_model, dest="language_model", required=True, metavar="ID", help=which)
     parser.add_argument("--gguf-file", metavar="FILE", help="GGUF file in it that holds the weights")
+    parser.add_argument(
+        "--fit-vision-space",
+        metavar="PHOTOS",
+        help="photos to which the retrieval space of a vision tower is fitted, a folder or a dataset as for `hf-evcap "
+        "train`; the first 2,000 of them (default: its pooled features are compared as they are)",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the model")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="further fields of the model's config, a JSON or YAML file"
     )
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: the language model's)")
+    parser.add_argument(
+        "--frozen",
+        choices=("reference", "copy"),
+        help="parts from the Hub: only name them, with commit and SHA-256, or copy them (default: reference)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is in DIR already")
 
 
@@ -93,10 +108,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     if (arguments.out / "config.json").exists() and not arguments.overwrite:
         raise FileExistsError(f"{arguments.out} holds a model already; choose another --out, or --overwrite it.")
-    fields = _read_fields(arguments.config)
-    model, processor = _new_evcap(arguments, fields)
-    model.save_pretrained(arguments.out)
-    processor.save_pretrained(arguments.out)
+    assembly, model_class = _assemble(arguments)
+    model = assembly.load(model_class, arguments.memory)
+    model.save_pretrained(arguments.out, frozen=arguments.frozen)
+    assembly.processor.save_pretrained(arguments.out)
     from ..hub.model_card import write_model_card
 
     write_model_card(arguments.out, repo_id=arguments.out.name, memory=model.memory)
@@ -115,27 +130,34 @@ def _read_fields(file: Path | None) -> dict[str, Any]:
     return fields
 
 
-def _new_evcap(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[Any, Any]:
+def _assemble(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    options = {"gguf_file": arguments.gguf_file, "dtype": arguments.dtype, **_read_fields(arguments.config)}
+    if arguments.fit_vision_space is not None:
+        options["vision_space_photos"] = _photos(arguments.fit_vision_space)
+    parts = (arguments.encoder, arguments.language_model)
+    if arguments.kind == "smallcap":
+        from ..assembly_smallcap import SmallCapAssembly
+        from ..modeling_smallcap import SmallCapForConditionalGeneration
+        from ..processing_smallcap import SmallCapProcessor
+
+        smallcap = SmallCapAssembly(SmallCapProcessor, *parts, seed=arguments.seed, **options)
+        return smallcap, SmallCapForConditionalGeneration
+    from ..assembly_evcap import EVCapAssembly
     from ..modeling_evcap import EVCapForConditionalGeneration
     from ..processing_evcap import EVCapProcessor
 
     wording = {name: getattr(arguments, name) for name in ("prompt", "prompt_template", "caption_end")}
-    parts = (arguments.encoder, arguments.language_model)
-    options = {"qformer_init": arguments.qformer_init, "fusion_init": arguments.fusion_init, **fields}
-    options["gguf_file"] = arguments.gguf_file
-    if arguments.fit_vision_space is not None:
-        options["vision_space_photos"] = _photos(arguments.fit_vision_space)
-    processor = EVCapProcessor.from_encoder_and_language_model_pretrained(
+    evcap = EVCapAssembly(
+        EVCapProcessor,
         *parts,
+        fusion_init=arguments.fusion_init,
+        qformer_init=arguments.qformer_init,
         name_tokenizer=arguments.name_tokenizer,
-        chat_template=arguments.chat_template,
+        use_chat_template=arguments.chat_template,
         processor_options={name: value for name, value in wording.items() if value is not None},
         **options,
     )
-    model = EVCapForConditionalGeneration.from_encoder_and_language_model_pretrained(
-        *parts, memory=arguments.memory, processor=processor, dtype=arguments.dtype, **options
-    )
-    return model, processor
+    return evcap, EVCapForConditionalGeneration
 
 
 def _photos(source: str) -> Sequence[Any]:
@@ -155,5 +177,6 @@ def _describe(model: Any, out: Path) -> str:
     if "qformer" in untrained:
         lines.append(f"Its Q-Formers are untrained: train them, `hf-evcap train --model {out} --policy qformers ...`.")
     if model.memory is None:
-        lines.append(f"It has no memory yet: `hf-evcap memory build PHOTOS --model {out} --out MEMORY`.")
+        word, what = model.memory_class.store_word, "CAPTIONS" if model.memory_folder == "datastore" else "PHOTOS"
+        lines.append(f"It has no {word} yet: `hf-evcap {word} build {what} --model {out} --out {word.upper()}`.")
     return "\n".join(lines)

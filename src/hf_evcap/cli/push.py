@@ -25,6 +25,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--card", type=Path, help="Markdown file with words of yours, put in front of the generated card"
     )
+    parser.add_argument(
+        "--frozen",
+        choices=("reference", "copy"),
+        help="a model's parts that are as repos on the Hub hold them: only name them, or copy them (default: as they "
+        "are in SOURCE)",
+    )
     parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--revision", help="branch to commit to; made if it does not exist")
@@ -46,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.kind == "model" and source == "default":
         source = hf_evcap.default_model()
     with tempfile.TemporaryDirectory(prefix="hf-evcap-push-") as folder:
-        ready = prepare_repo(arguments.kind, source, Path(folder), arguments.repo, arguments.card)
+        ready = prepare_repo(arguments.kind, source, Path(folder), arguments.repo, arguments.card, arguments.frozen)
         if arguments.dry_run:
             for name, size in ready.files.items():
                 print(f"{format_size(size):>10}  {name}")

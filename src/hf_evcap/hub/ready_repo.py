@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,11 @@ class ReadyRepo:
         return {name: path.stat().st_size for name, path in files_to_upload(self.folder).items()}
 
 
-def prepare_repo(kind: str, source: str, target: Path, repo_id: str, card: Path | None = None) -> ReadyRepo:
+def prepare_repo(
+    kind: str, source: str, target: Path, repo_id: str, card: Path | None = None, frozen: str | None = None
+) -> ReadyRepo:
     """
-    Makes a source ready for the Hub. Weights are neither read nor copied.
+    Makes a source ready for the Hub. Weights are neither read nor copied, unless `frozen` is given.
 
     Args:
         kind (`str`): `"model"`, `"memory"`, `"datastore"`, `"metric"` or `"space"`.
@@ -63,6 +67,7 @@ def prepare_repo(kind: str, source: str, target: Path, repo_id: str, card: Path 
         target (`Path`): An empty folder for what is uploaded.
         repo_id (`str`): Where it will be published; it stands in the card.
         card (`Path`, *optional*): Text and metadata of a person, put around the generated card.
+        frozen (`str`, *optional*): For a model `"reference"` or `"copy"`, as in its `save_pretrained`.
 
     Raises:
         FileNotFoundError: The source is not there, or lacks the file that makes it one of its kind.
@@ -74,11 +79,13 @@ def prepare_repo(kind: str, source: str, target: Path, repo_id: str, card: Path 
         source = metric_path(source)
     if card is not None and not card.is_file():
         raise FileNotFoundError(f"There is no card {card}.")
+    if frozen is not None and kind != "model":
+        raise ValueError(f"`frozen` is for models; {source} is to be a {kind}.")
     folder = _local_folder(source, {"model": "model", **dict.fromkeys(STORES, "dataset")}.get(kind, "space"))
     if kind == "metric" and not (folder / f"{folder.name}.py").is_file():
         raise FileNotFoundError(f"{folder} is no metric: {folder.name}.py is missing.")
     if kind == "model":
-        ready = _prepare_model(folder, target, repo_id)
+        ready = _prepare_model(folder, target, repo_id, frozen)
     elif kind in STORES:
         ready = _prepare_store(STORES[kind], folder, target, repo_id)
     else:
@@ -102,25 +109,29 @@ def _local_folder(source: str, repo_type: str) -> Path:
         return Path(snapshot_download(repo_id, repo_type=repo_type, revision=revision or None))
 
 
-def _link_files(folder: Path, target: Path) -> None:
-    """Puts links to a folder's files where the target has none of its own."""
+def _link_files(folder: Path, target: Path, without: Sequence[str] = ()) -> None:
+    """Puts links to a folder's files where the target has none of its own, but for some patterns."""
     for name, path in files_to_upload(folder).items():
         place = target / name
-        if not place.exists():
+        if not place.exists() and not any(fnmatch(name, pattern) for pattern in without):
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(path.resolve())
 
 
-def _prepare_model(folder: Path, target: Path, repo_id: str) -> ReadyRepo:
+def _prepare_model(folder: Path, target: Path, repo_id: str, frozen: str | None) -> ReadyRepo:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no model: config.json is missing.")
+    entries = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = AutoConfig.from_pretrained(folder)
     model_class = AutoModelForImageTextToText._model_mapping[type(config)]
     processor_class = PROCESSOR_MAPPING[type(config)]
     pipeline_class = model_class.pipeline_class()
     for code in (type(config), model_class, processor_class, pipeline_class):
         custom_object_save(code, target)
-    entries = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if frozen is not None:
+        model_class.from_pretrained(folder, memory=False).save_pretrained(target, frozen=frozen)
+        saved = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        entries["part_sources"] = saved["part_sources"]
     entries["auto_map"] = {code._auto_class: class_address(code) for code in (type(config), model_class)}
     entries["custom_pipelines"] = pipeline_entries(pipeline_class)
     write_json(target / "config.json", entries)
@@ -131,7 +142,7 @@ def _prepare_model(folder: Path, target: Path, repo_id: str) -> ReadyRepo:
     card = folder / CARD_NAME
     if card.is_file():
         (target / CARD_NAME).write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
-    _link_files(folder, target)
+    _link_files(folder, target, [] if frozen is None else WEIGHT_FILES)
     if not card.is_file() or (folder / RESULTS_NAME).is_file():
         write_model_card(target, repo_id=repo_id)
     return ReadyRepo(target, "model", [*WEIGHT_FILES, f"{model_class.memory_folder}/*"])

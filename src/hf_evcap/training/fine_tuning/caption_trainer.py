@@ -24,6 +24,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.utils import logging
 
+from ...frozen_references import restore_referenced_parts
 from ...hub.model_card import write_model_card
 from ...metrics.caption_scores import bleu_scores, cider_scores
 from ...metrics.ptb_tokenizer import tokenize_captions
@@ -110,6 +111,7 @@ class CaptionTrainer(Seq2SeqTrainer):
             raise ValueError("Set `remove_unused_columns=False`: photos become the model's inputs in the collator.")
         self.retrieval = retrieval
         self._gathers_to_generate = False
+        self._referenced_parts: set[str] = set()  # of the checkpoint that is being loaded
         callbacks = [*callbacks]
         if hasattr(train_dataset, "set_epoch"):
             callbacks.append(_TellEpoch(train_dataset))
@@ -200,9 +202,13 @@ class CaptionTrainer(Seq2SeqTrainer):
     # Checkpoints
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Warns of missing weights, but not of those that are tied to others and so are never saved."""
+        """Warns of missing weights, but not of those that are tied to others or that other repos hold."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        load_result.missing_keys[:] = [
+            name
+            for name in load_result.missing_keys
+            if name not in tied and name.split(".")[0] not in self._referenced_parts
+        ]
         super()._issue_warnings_after_load(load_result)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -274,11 +280,18 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_trained(resume_from_checkpoint):
+            self._restore_referenced(resume_from_checkpoint)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         if not self._load_trained(str(self.state.best_model_checkpoint)):
+            self._restore_referenced(str(self.state.best_model_checkpoint))
             super()._load_best_model()
+
+    def _restore_referenced(self, folder: str) -> None:
+        """Parts that a checkpoint only names: they lie in repos of their own."""
+        if isinstance(self.model, PreTrainedModel) and os.path.isfile(os.path.join(folder, "config.json")):
+            self._referenced_parts = restore_referenced_parts(self.model, folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the card of a captioner into `output_dir`; peft's own for adapters."""

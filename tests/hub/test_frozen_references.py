@@ -1,0 +1,418 @@
+"""Repos that name their frozen parts: what they hold, loading them with and without the package, changed parts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_client import Client, ClientError
+from safetensors.torch import load, load_file, save_file
+from test_publish import WITHOUT_PACKAGE, run_program
+from tiny_models import make_model, make_name_tokenizer
+from tiny_parts import save_blip2, save_language_model
+
+
+ASSEMBLE = """
+import torch, transformers
+from hf_evcap import EVCapForConditionalGeneration, EVCapProcessor
+
+parts = ("alice/blip2", "alice/llama")
+processor = EVCapProcessor.from_encoder_and_language_model_pretrained(*parts, name_tokenizer="alice/words")
+
+def assemble(**options):
+    return EVCapForConditionalGeneration.from_encoder_and_language_model_pretrained(
+        *parts, processor=processor, **options
+    )
+
+def train(model, policy="paper", steps=20):
+    model.freeze_for_training(policy)
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    batch = processor(images=photos, suffix=["a cat on a mat", "a red bus"], return_tensors="pt")
+    for step in range(steps):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+def captions(model):
+    pipe = transformers.pipeline("image-to-text", model=model, processor=processor)
+    return [photo[0]["generated_text"] for photo in pipe(photos)]
+"""
+CAPTION = """
+import json, sys
+import transformers
+pipe = transformers.pipeline("image-to-text", model=sys.argv[1], trust_remote_code=True)
+captions = [photo[0]["generated_text"] for photo in pipe(sys.argv[2:])]
+print(json.dumps([captions, type(pipe.model).__module__]))
+"""
+UPLOAD = """
+from huggingface_hub import HfApi
+HfApi().create_repo(repo, exist_ok=True)
+result = HfApi().upload_folder(repo_id=repo, folder_path=folder).oid
+"""
+
+
+@pytest.fixture(scope="module")
+def parts(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of a BLIP-2, a Llama and a name tokenizer, which are on the Hub as alice/blip2 and so on."""
+    root = tmp_path_factory.mktemp("parts")
+    save_blip2(root / "blip2", make_model(memory=False), max_shard_size="100KB")
+    save_language_model(root / "llama", "llama")
+    make_name_tokenizer().save_pretrained(root / "words")
+    for name in ("blip2", "llama", "words"):
+        client(UPLOAD, repo=f"alice/{name}", folder=str(root / name))
+    return root
+
+
+@pytest.fixture(scope="module")
+def two_photos(photo_paths: list[str]) -> list[str]:
+    return photo_paths[:2]
+
+
+@pytest.fixture(scope="module")
+def trained(hub: Any, client: Client, parts: Path, two_photos: list[str]) -> list[str]:
+    """Captions of a model that was trained and pushed as alice/trained, with its frozen parts by reference."""
+    return client(
+        ASSEMBLE
+        + """
+model = assemble()
+untrained = captions(model)
+train(model)
+model.push_to_hub("alice/trained", processor=processor, frozen="reference")
+result = captions(model)
+assert result != untrained
+""",
+        photos=two_photos,
+    )
+
+
+def test_the_repo_holds_what_was_trained_and_names_the_rest(hub: Any, trained: list[str]) -> None:
+    files = hub.files("model", "alice/trained")
+    weights = load(files["model.safetensors"])
+    places = {name.split(".")[0] for name in weights}
+    assert places == {"query_tokens", "name_query_tokens", "language_projection", "fusion_qformer"}
+    # what the fusion took from the BLIP-2 is there already; the rest was drawn, and lies in half the room
+    own = "fusion_qformer.encoder.layer.0.intermediate.dense.weight"
+    assert "fusion_qformer.encoder.layer.0.intermediate_query.dense.weight" not in weights
+    assert weights[own].dtype == torch.bfloat16
+    assert weights["query_tokens"].dtype == torch.float32
+
+    config = json.loads(files["config.json"])
+    commits = {name: hub.repos["model", f"alice/{name}"].branches["main"] for name in ("blip2", "llama")}
+    sources = config["part_sources"]
+    assert {part: record["referenced"] for part, record in sources.items()} == {
+        "vision_model": True,
+        "qformer": True,
+        "query_tokens": False,
+        "fusion_qformer": True,
+        "language_model": True,
+    }
+    assert {(record["repo_id"], record["revision"]) for record in sources.values()} == {
+        ("alice/blip2", commits["blip2"]),
+        ("alice/llama", commits["llama"]),
+    }
+    assert sources["vision_model"]["prefixes"] == ["vision_model."]
+    assert all(len(record["sha256"]) == 64 for record in sources.values())
+    assert "/tmp" not in files["config.json"].decode()
+
+
+def test_it_captions_alike_with_and_without_the_package_and_offline(
+    hub: Any, trained: list[str], environment_of: Callable[..., dict[str, str]], two_photos: list[str], tmp_path: Path
+) -> None:
+    environment = environment_of(tmp_path / "home")
+    arguments = ("alice/trained", *two_photos)
+    found, module = run_program(WITHOUT_PACKAGE + CAPTION, *arguments, environment=environment)
+    assert found == trained
+    assert module.startswith("transformers_modules.alice.trained.")
+    found, module = run_program("import hf_evcap" + CAPTION, *arguments, environment=environment)
+    assert (found, module) == (trained, "hf_evcap.modeling_evcap")
+    offline = {**environment, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert run_program("import hf_evcap" + CAPTION, *arguments, environment=offline)[0] == trained
+    # the shards of the BLIP-2 that hold its language model alone were never downloaded
+    cached = {path.name for path in (tmp_path / "home").rglob("models--alice--blip2/snapshots/*/*.safetensors")}
+    index = json.loads(hub.files("model", "alice/blip2")["model.safetensors.index.json"])["weight_map"]
+    used = {file for name, file in index.items() if name.startswith(("vision_model.", "qformer.", "query_tokens"))}
+    assert cached == used
+    assert used < set(index.values())
+
+
+LOAD = """
+from hf_evcap import EVCapForConditionalGeneration
+model = EVCapForConditionalGeneration.from_pretrained(source, memory=False, **options)
+"""
+
+
+def test_a_later_commit_of_a_part_changes_nothing(
+    client: Client, parts: Path, trained: list[str], two_photos: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(parts / "llama", tmp_path / "llama")
+    weights = load_file(tmp_path / "llama" / "model.safetensors")
+    save_file({name: value * 2 for name, value in weights.items()}, tmp_path / "llama" / "model.safetensors")
+    client(UPLOAD, repo="alice/llama", folder=str(tmp_path / "llama"))
+    code = ASSEMBLE.replace("processor = EVCapProcessor.from_encoder_and_language_model_pretrained(*parts, ", "(")
+    code = code.replace(
+        '(name_tokenizer="alice/words")', "processor = EVCapProcessor.from_pretrained('alice/trained')"
+    )
+    try:
+        found = client(code + LOAD + "result = captions(model)", source="alice/trained", options={}, photos=two_photos)
+    finally:
+        client(UPLOAD, repo="alice/llama", folder=str(parts / "llama"))
+    assert found == trained
+
+
+def changed_folder(hub: Any, part: str, revision: str, folder: Path) -> Path:
+    """alice/trained as a folder, with one part's record pointing at another revision."""
+    for name, data in hub.files("model", "alice/trained").items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["part_sources"][part]["revision"] = revision
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(("part", "repo"), [("language_model", "llama"), ("vision_model", "blip2")])
+def test_one_flipped_weight_in_a_part_is_refused_by_its_name(
+    hub: Any, client: Client, parts: Path, trained: list[str], tmp_path: Path, part: str, repo: str
+) -> None:
+    folder = shutil.copytree(parts / repo, tmp_path / repo)
+    file = next(
+        path for path in sorted(folder.glob("*.safetensors"))
+        if any(name.startswith(("vision_model.", "model.layers")) for name in load_file(path))
+    )  # fmt: skip
+    weights = load_file(file)
+    name = next(name for name in weights if name.startswith(("vision_model.", "model.layers")))
+    bits = weights[name].view(torch.int32).reshape(-1)
+    bits[-1] ^= 1  # the last bit of one value
+    save_file(weights, file, metadata={"format": "pt"})
+    revision = client(UPLOAD, repo=f"alice/{repo}-changed", folder=str(folder))
+    # (a) the same repo name at another revision
+    changed = client(UPLOAD, repo=f"alice/{repo}", folder=str(folder))
+    client(UPLOAD, repo=f"alice/{repo}", folder=str(parts / repo))
+    source = changed_folder(hub, part, changed, tmp_path / "model")
+    with pytest.raises(ClientError, match=f"part '{part}' in 'alice/{repo}@{changed[:12]}'.*SHA-256 begins") as error:
+        client(LOAD, source=str(source), options={})
+    assert error.value.kind == "ValueError"
+    # (b) a copy that was named instead
+    with pytest.raises(ClientError, match=f"part '{part}' in 'alice/{repo}-changed@{revision}'.*SHA-256"):
+        client(LOAD, source="alice/trained", options={"parts": {part: f"alice/{repo}-changed@{revision}"}})
+    # an equal copy will do
+    client(LOAD, source="alice/trained", options={"parts": {part: str(parts / repo)}})
+
+
+def test_a_cached_file_that_went_bad_is_refused(client: Client, trained: list[str], tmp_path: Path) -> None:
+    options = {"cache_dir": str(tmp_path)}
+    client(LOAD, source="alice/trained", options=options)
+    [link] = tmp_path.rglob("models--alice--llama/snapshots/*/model.safetensors")
+    data = bytearray(link.resolve().read_bytes())
+    data[-1] ^= 1
+    link.resolve().write_bytes(data)
+    with pytest.raises(ClientError, match="part 'language_model' in 'alice/llama@.*force_download=True"):
+        client(LOAD, source="alice/trained", options=options)
+    client(LOAD, source="alice/trained", options={**options, "force_download": True})
+    client(LOAD, source="alice/trained", options={**options, "local_files_only": True})
+
+
+def test_a_part_that_is_gone_says_what_to_do(
+    hub: Any, client: Client, parts: Path, trained: list[str], tmp_path: Path
+) -> None:
+    for repo, status in (("gone", 404), ("gated", 403)):
+        folder = changed_folder(hub, "language_model", "0" * 40, tmp_path / repo)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["part_sources"]["language_model"]["repo_id"] = f"alice/{repo}"
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        if status == 403:
+            hub.fail("HEAD", "/alice/gated/", times=9, status=403, code="GatedRepo")
+        with pytest.raises(ClientError) as error:
+            client(LOAD, source=str(folder), options={})
+        message = str(error.value)
+        assert f"part 'language_model' of this model lies in 'alice/{repo}@000000000000'" in message
+        assert "parts={'language_model': FOLDER}" in message
+        assert ("gated: ask for access" in message) == (status == 403)
+        client(LOAD, source=str(folder), options={"parts": {"language_model": str(parts / "llama")}})
+    with pytest.raises(
+        ClientError, match="`parts` names projection, but this model reads fusion_qformer, language_model, "
+    ):
+        client(LOAD, source="alice/trained", options={"parts": {"projection": "x"}})
+
+
+def test_a_renamed_part_says_so(hub: Any, client: Client, parts: Path, trained: list[str], tmp_path: Path) -> None:
+    folder = shutil.copytree(parts / "blip2", tmp_path / "renamed", ignore=shutil.ignore_patterns("*.index.json"))
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights.update(load_file(file))
+        file.unlink()
+    save_file(
+        {name.replace("vision_model.", "vision_tower."): value for name, value in weights.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ClientError, match=r"(?s)'vision_model'.*no weights named vision_model\.\*.*renamed"):
+        client(LOAD, source="alice/trained", options={"parts": {"vision_model": str(folder)}})
+
+
+# Nothing that was trained is lost
+
+
+@pytest.mark.parametrize("policy", ["fusion", "qformers", "full"])
+def test_trained_parts_are_saved_whole(
+    hub: Any, client: Client, parts: Path, two_photos: list[str], tmp_path: Path, policy: str
+) -> None:
+    answer = client(
+        ASSEMBLE
+        + """
+model = assemble()
+train(model, policy, steps=2)
+model.save_pretrained(folder, frozen="reference")
+again = EVCapForConditionalGeneration.from_pretrained(folder)
+state = again.state_dict()
+differing = [name for name, value in model.state_dict().items() if not torch.equal(value, state[name])]
+referenced = [part for part, record in again.config.part_sources.items() if record["referenced"]]
+result = [differing, sorted(referenced), captions(model) == captions(again)]
+""",
+        photos=two_photos,
+        policy=policy,
+        folder=str(tmp_path),
+    )
+    kept = {"fusion": ["language_model", "qformer", "vision_model"], "qformers": ["language_model", "vision_model"]}
+    assert answer == [[], kept.get(policy, []), True]
+
+
+def test_one_changed_value_keeps_a_part(
+    hub: Any, client: Client, parts: Path, two_photos: list[str], tmp_path: Path
+) -> None:
+    answer = client(
+        ASSEMBLE
+        + """
+result = {}
+for part, name in (("vision_model", "vision_model.post_layernorm.bias"), ("qformer", "qformer.layernorm.weight"),
+                   ("language_model", "language_model.lm_head.weight")):
+    model = assemble()
+    with torch.no_grad():
+        parameter = dict(model.named_parameters())[name]
+        parameter.view(torch.int32).reshape(-1)[-1] ^= 1
+    model.save_pretrained(folder, frozen="reference")
+    again = EVCapForConditionalGeneration.from_pretrained(folder)
+    result[part] = [
+        again.config.part_sources[part]["referenced"],
+        torch.equal(dict(again.named_parameters())[name], parameter),
+        sum(record["referenced"] for record in again.config.part_sources.values()),
+    ]
+""",
+        photos=two_photos,
+        folder=str(tmp_path),
+    )
+    assert answer == {part: [False, True, 4] for part in ("vision_model", "qformer", "language_model")}
+
+
+def test_half_precision_still_refers_to_its_parts(
+    hub: Any, client: Client, parts: Path, two_photos: list[str], tmp_path: Path
+) -> None:
+    answer = client(
+        ASSEMBLE
+        + """
+model = assemble(dtype="bfloat16")
+model.save_pretrained(folder)
+again = EVCapForConditionalGeneration.from_pretrained(folder)
+state = again.state_dict()
+result = [
+    str(again.dtype), str(again.qformer.dtype),
+    [name for name, value in model.state_dict().items() if not torch.equal(value, state[name])],
+    sorted(part for part, record in again.config.part_sources.items() if not record["referenced"]),
+]
+""",
+        photos=two_photos,
+        folder=str(tmp_path),
+    )
+    assert answer == ["torch.bfloat16", "torch.float32", [], []]
+
+
+def test_copies_and_merging(hub: Any, client: Client, parts: Path, two_photos: list[str], tmp_path: Path) -> None:
+    answer = client(
+        ASSEMBLE
+        + """
+from pathlib import Path
+from safetensors import safe_open
+
+def places(folder):
+    with safe_open(Path(folder) / "model.safetensors", framework="pt") as file:
+        return sorted({name.split(".")[0] for name in file.keys()})
+
+model = assemble()
+train(model, steps=1)
+model.save_pretrained(folder + "/whole", frozen="copy")
+again = EVCapForConditionalGeneration.from_pretrained(folder + "/whole")
+again.save_pretrained(folder + "/still-whole")  # as it was
+again.save_pretrained(folder + "/named", frozen="reference")
+last = EVCapForConditionalGeneration.from_pretrained(folder + "/named")
+state = last.state_dict()
+result = [places(folder + "/" + name) for name in ("whole", "still-whole", "named")]
+result.append([name for name, value in model.state_dict().items() if not torch.equal(value, state[name])])
+""",
+        photos=two_photos,
+        folder=str(tmp_path),
+    )
+    everything = ["fusion_qformer", "language_model", "language_projection", "name_query_tokens", "qformer",
+                  "query_tokens", "vision_model"]  # fmt: skip
+    own = ["fusion_qformer", "language_projection", "name_query_tokens", "query_tokens"]
+    assert answer == [everything, everything, own, []]
+
+
+# Training and the command line
+
+
+def test_training_keeps_small_checkpoints_goes_on_and_ends_with_the_best(
+    client: Client, parts: Path, two_photos: list[str], tmp_path: Path
+) -> None:
+    answer = client(
+        ASSEMBLE
+        + """
+import datasets, json
+from pathlib import Path
+from hf_evcap.cli.main import main
+from hf_evcap.training.fine_tuning.caption_trainer import CaptionTrainer
+
+def run(*more):
+    assert main([
+        "train", "--model", "alice/fresh", "--dataset", folder + "/captions.jsonl", "--policy", policy,
+        "--eval_dataset", folder + "/captions.jsonl", "--output_dir", folder + "/out", "--save_strategy", "steps",
+        "--eval_strategy", "steps", "--save_steps", "2", "--eval_steps", "2", "--learning_rate", "0.01",
+        "--per_device_train_batch_size", "2", "--load_best_model_at_end", "true", "--metric_for_best_model", "loss",
+        "--report_to", "none", *more
+    ]) == 0
+
+model = assemble()
+model.push_to_hub("alice/fresh", processor=processor)
+Path(folder).mkdir(exist_ok=True)
+rows = [{"image": photo, "captions": ["a cat on a mat", "a red bus"]} for photo in photos]
+Path(folder, "captions.jsonl").write_text("\\n".join(map(json.dumps, rows)))
+run("--max_steps", "4")
+run("--max_steps", "6", "--resume_from_checkpoint", "true")
+out = Path(folder, "out")
+state = json.loads((out / "trainer_state.json").read_text())
+best = EVCapForConditionalGeneration.from_pretrained(state["best_model_checkpoint"]).state_dict()
+final = EVCapForConditionalGeneration.from_pretrained(out)
+result = {
+    "steps": state["global_step"],
+    "moved": not torch.equal(final.language_projection.weight, model.language_projection.weight),
+    "differing": [name for name, value in final.state_dict().items() if not torch.equal(value, best[name])],
+    "sizes": [Path(folder, "out", where, "model.safetensors").stat().st_size for where in ("checkpoint-2", "")],
+    "referenced": sorted(part for part, record in final.config.part_sources.items() if record["referenced"]),
+}
+""",
+        photos=two_photos,
+        folder=str(tmp_path),
+        policy="paper",
+    )
+    assert answer["steps"] == 6
+    assert answer["moved"]
+    assert answer["differing"] == []
+    assert all(size < 200_000 for size in answer["sizes"]), answer["sizes"]  # the whole model has 500,000 bytes
+    assert answer["referenced"] == ["fusion_qformer", "language_model", "qformer", "vision_model"]
