@@ -67,7 +67,7 @@ class CaptionGenerationMixin(GenerationMixin):
                 mask when absent.
             cache (`Cache`, *optional*): Of the tokens before.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): -100 where there is
-                nothing to learn; shifted inside. Where logits are kept of the last tokens only, theirs count.
+                nothing to learn; shifted inside. Of the last tokens only, where there are fewer of them or of logits.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*): What the loss is divided by, from the `Trainer`.
             return_dict (`bool`, *optional*): Not heeded: outputs are always named.
             kwargs: Further arguments of the language model.
@@ -88,10 +88,9 @@ class CaptionGenerationMixin(GenerationMixin):
         if labels is None:
             return None, outputs
         logits = outputs.logits
+        labels = nn.functional.pad(labels, (logits.shape[1] - labels.shape[1], 0), value=-100)  # or cut
         items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
-        loss = self.loss_function(
-            logits=logits, labels=labels[:, -logits.shape[1] :], vocab_size=logits.shape[-1], **items
-        )
+        loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **items)
         return loss, outputs
 
     def write_captions(

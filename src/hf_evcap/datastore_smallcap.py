@@ -10,6 +10,7 @@ import pyarrow as pa
 from typing_extensions import Self
 
 from .retrieval_store import RetrievalStore
+from .row_columns import CAPTION_COLUMNS
 from .store_card import DATASTORE_WORDS, store_card
 from .store_keys import KeyRows
 from .store_photos import PhotoRows
@@ -48,6 +49,7 @@ class CaptionDatastore(PhotoRows, RetrievalStore):
     """
 
     text_column: ClassVar[str] = "caption"
+    usual_text_columns: ClassVar[tuple[str, ...]] = CAPTION_COLUMNS
     text_word: ClassVar[str] = "caption"
     store_word: ClassVar[str] = "datastore"
     format_name: ClassVar[str] = "caption-datastore"
@@ -128,7 +130,8 @@ class CaptionDatastore(PhotoRows, RetrievalStore):
         Args:
             model, processor: Their encoder makes the keys (`model.encode_memory_keys`).
             dataset (`Iterable[dict]`): Rows with a photo and its captions (a list or one string).
-            image_column, caption_column (`str`): Columns of photos and captions.
+            image_column, caption_column (`str`): Columns of photos and captions; where there are no `image` and
+                `captions`, the only column of photos, and `caption`, `text` and the like.
             image_id_column (`str`, *optional*): Column that tells photos apart.
             batch_size (`int`, *optional*, defaults to 32): Photos encoded at once.
             columns (`Sequence[str]`, *optional*): Further columns of the dataset that the datastore keeps.

@@ -16,6 +16,7 @@ import pyarrow as pa
 from typing_extensions import Self
 
 from .retrieval_store import RetrievalStore
+from .row_columns import NAME_COLUMNS
 from .store_card import MEMORY_WORDS, store_card
 from .store_files import (
     CARD_NAME,
@@ -56,6 +57,7 @@ class VisualNameMemory(PhotoRows, RetrievalStore):
     """
 
     text_column: ClassVar[str] = "name"
+    usual_text_columns: ClassVar[tuple[str, ...]] = NAME_COLUMNS
     text_word: ClassVar[str] = "name"
     store_word: ClassVar[str] = "memory"
     format_name: ClassVar[str] = "visual-name-memory"
@@ -99,7 +101,9 @@ class VisualNameMemory(PhotoRows, RetrievalStore):
             processor ([`EVCapProcessor`]): Its image processor prepares the photos.
             dataset (`Iterable[dict]`): Rows with a photo and a name; a `datasets.Dataset`, a list, a generator.
             image_column (`str`, *optional*, defaults to `"image"`): Column of the photos (PIL image, path or URL).
+                Where there is no `image`, the only column of photos is taken.
             name_column (`str`, *optional*, defaults to `"name"`): Column of the names; a list gives several rows.
+                Where there is no `name`, it is `label` and the like; numbers of a `ClassLabel` become its names.
             batch_size (`int`, *optional*, defaults to 32): Photos encoded at once.
             columns (`Sequence[str]`, *optional*): Further columns of the dataset that the memory keeps.
             on_error (`str`, *optional*, defaults to `"raise"`):

@@ -570,7 +570,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*): See [`retrieve_names`].
             cache (`Cache`, *optional*): The language model's, of the tokens before; also `past_key_values`.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Tokens to predict, -100 where there is nothing to learn; shifted inside.
+                Tokens to predict, -100 where there is nothing to learn; shifted inside. Image tokens are not learned.
             kwargs: Passed to the language model (`use_cache`, `output_attentions`, ...) and the loss.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -580,6 +580,8 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             encoded = self.encode_images(pixel_values, vision_hidden_states, names, exclude_rows)
         if inputs_embeds is None:
             inputs_embeds = self.embed_prompt(input_ids, encoded.prefix)
+        if labels is not None and self.config.image_token_id is not None:
+            labels = labels.masked_fill(labels == self.config.image_token_id, -100)
         loss, outputs = self.run_language_model(
             inputs_embeds, attention_mask, position_ids, cache=cache, labels=labels, **kwargs
         )

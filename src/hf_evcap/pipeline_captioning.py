@@ -18,6 +18,7 @@ from .chat_messages import is_conversation, photos_of, read_conversation
 from .hub_upload import take_hub_arguments
 from .photo_datasets import undecoded
 from .photo_loading import is_photo, load_photo
+from .row_columns import find_photo_column
 from .store_photos import check_preprocessing
 
 
@@ -39,7 +40,7 @@ class CaptioningPipeline(ImageTextToTextPipeline):
 
     Calling it:
         - `pipe("photo.jpg")`, a URL, a PIL image, an array, or a list, generator or dataset of them; rows of a dataset
-          are dictionaries with a photo under `image` (or `images`) and maybe a prompt under `text`.
+          are dictionaries with a photo, under `image` or whatever holds the only one, and maybe a prompt under `text`.
         - `text="..."`: a prompt for all photos.
         - Chats, `pipe(text=[{"role": "user", "content": [{"type": "image", "image": "photo.jpg"}]}])`, one or a list,
           generator or dataset of them (rows with `messages`, the photo in the message or beside it). A message's text
@@ -301,11 +302,14 @@ class _Row:
     def read(cls, inputs: Any, text: str | None) -> _Row:
         """Reads a photo, a chat, or a dictionary with `image` and maybe `text` or `messages`."""
         messages, photo = (inputs, None) if is_conversation(inputs) else (None, inputs)
-        if isinstance(inputs, dict) and not {"bytes", "path"} & set(inputs):
+        if isinstance(inputs, dict) and not set(inputs) <= {"bytes", "path"}:
             messages, text = inputs.get("messages"), inputs.get("text") or text
-            photo = inputs.get("image", inputs.get("images"))
+            column = "images" if "images" in inputs else find_photo_column(inputs, None, inputs)
+            photo = None if column is None else inputs[column]
             if isinstance(photo, (list, tuple)) and len(photo) == 1:
                 photo = photo[0]
+            if photo is None and messages is None:
+                raise ValueError(f"A row needs a photo under `image`; this one has {', '.join(map(str, inputs))}.")
         if messages is None:
             return cls(photo, text)
         if text is not None:

@@ -92,12 +92,17 @@ class RetrievalProcessor(ProcessorMixin):
         if chat_template is None:
             self.refresh_chat_template()
             own = str(self.chat_template).startswith(CHAT_TEMPLATE_MARK)
-            if own and not self.takes_requests and any(requests_of(one) for one in conversations):
-                logger.warning_once(
-                    "The model was trained to caption photos without being asked: it captions the photo, whatever "
-                    f"the messages ask ({requests_of(next(filter(requests_of, conversations)))[0]!r})."
-                )
+            if own:
+                self.tell_of_requests([request for one in conversations for request in requests_of(one)])
         return super().apply_chat_template(conversations if several else conversations[0], chat_template, **kwargs)
+
+    def tell_of_requests(self, requests: list[str]) -> None:
+        """Warns that what users ask in chats is not heeded, where it is not."""
+        if requests and not self.takes_requests:
+            logger.warning_once(
+                "The model was trained to caption photos without being asked: it captions the photo, whatever the "
+                f"messages ask ({requests[0]!r})."
+            )
 
     def read_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from transformers.utils import logging
 
 from .photo_datasets import undecoded
 from .photo_loading import load_photo
+from .row_columns import class_names, find_column, find_photo_column, named_classes
 
 
 logger = logging.get_logger(__name__)
@@ -28,6 +29,8 @@ _PREPROCESSING = (
 
 class PhotoRows:
     """Making and adding rows from photos; a part of the [`RetrievalStore`] classes."""
+
+    usual_text_columns: ClassVar[tuple[str, ...]] = ()  # of a dataset, the default one first
 
     @classmethod
     def _from_photos(
@@ -55,15 +58,31 @@ class PhotoRows:
             preprocessing_hash=hash_preprocessing(processor),
             **settings,
         )
-        start = 0
+        start, features = 0, getattr(dataset, "features", None) or {}
         for batch in batched(undecoded(dataset), batch_size):
+            names = list(batch[0])
+            if start == 0:
+                image_column, text_column = cls.find_columns(names, features or batch[0], image_column, text_column)
             for column in (image_column, text_column, *columns.values()):
-                if column not in batch[0]:
-                    raise ValueError(f"The dataset has no column {column!r}; it has {', '.join(batch[0])}.")
+                if column not in names:
+                    raise ValueError(f"The dataset has no column {column!r}; it has {', '.join(names)}.")
             keys, kept = encode_photos(model, processor, [row[image_column] for row in batch], on_error, start)
-            store._add_photos([batch[place] for place in kept], keys, text_column, columns)
+            classes = class_names(features.get(text_column))
+            rows = [{**batch[place], text_column: named_classes(batch[place][text_column], classes)} for place in kept]
+            store._add_photos(rows, keys, text_column, columns)
             start += len(batch)
         return store
+
+    @classmethod
+    def find_columns(
+        cls: Any, names: list[str], features: Mapping[str, Any], image_column: str, text_column: str
+    ) -> tuple[str, str]:
+        """The columns that were named, or where those are the defaults and are not there, what stands for them."""
+        if image_column not in names and image_column == "image":
+            image_column = find_photo_column(names, None, features) or image_column
+        if text_column not in names and text_column == cls.usual_text_columns[0]:
+            text_column = find_column(names, None, cls.usual_text_columns, "") or text_column
+        return image_column, text_column
 
     def _add_photos(
         self: Any, rows: Sequence[Mapping[str, Any]], keys: np.ndarray, text_column: str, columns: Mapping[str, str]

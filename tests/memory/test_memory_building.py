@@ -127,8 +127,9 @@ def test_datasets_and_several_names_a_photo(tiny_model: Any, processor: Any, pho
     memory = VisualNameMemory.from_pretrained(tmp_path / "memory")
     assert memory.names == ["a", "b", "c"]
     np.testing.assert_array_equal(memory.keys[0], memory.keys[1])
-    with pytest.raises(ValueError, match="no column 'name'; it has image, label, all"):
-        dataset_rows(dataset)
+    assert dataset_rows(dataset.rename_column("image", "drawing"))[0]["names"] == ["fox"]
+    with pytest.raises(ValueError, match="no column 'name'; it has image, kind, all"):
+        dataset_rows(dataset.rename_column("label", "kind"))
 
 
 def test_annotated_boxes(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..row_columns import PHOTO_COLUMNS
 from .text_files import UTF16_MARKS, json_lines, parse_json, read_table, read_text
 
 
@@ -200,7 +200,7 @@ def _delimiter(header: str) -> str | None:
     """What parts a header's columns, if one of them is an image column."""
     for delimiter in (",", "\t", "|", ";"):
         names = {name.strip().strip('"').lower() for name in header.split(delimiter)}
-        if len(names) > 1 and names & {*IMAGE_COLUMNS, *ID_COLUMNS}:
+        if len(names) > 1 and names & {*PHOTO_COLUMNS, *ID_COLUMNS}:
             return delimiter
     return None
 
@@ -211,31 +211,5 @@ def _with_splits(listing: Listing) -> Listing:
     return listing
 
 
-# Names of columns that are found without being told, the likeliest first.
-IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "path", "photo", "image_name", "img", "jpg", "png")
-CAPTION_COLUMNS = (
-    "captions", "crowd_captions", "references", "annotations_captions", "sentences", "caption", "sentence", "text",
-    "comment",
-)  # fmt: skip
+# Names of the column of ids that are found without being told, the likeliest first.
 ID_COLUMNS = ("image_id", "cocoid", "img_id", "imgid", "__key__", "id")
-
-
-def find_column(names: Iterable[str], wanted: str | None, candidates: Iterable[str], what: str) -> str | None:
-    """
-    Chooses a column.
-
-    Args:
-        names (`Iterable[str]`): Columns that exist.
-        wanted (`str`, *optional*): The user's choice.
-        candidates (`Iterable[str]`): Usual names, likeliest first.
-        what (`str`): The option, for the message.
-
-    Raises:
-        ValueError: There is no column of the name that was chosen.
-    """
-    names = list(names)
-    if wanted is not None:
-        if wanted not in names:
-            raise ValueError(f"There is no column {wanted!r} (`{what}`); the columns are {', '.join(names)}.")
-        return wanted
-    return next((name for name in candidates if name in names), None)

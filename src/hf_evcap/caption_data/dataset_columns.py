@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from transformers.utils import logging
 
 from ..photo_bytes import address_of
 from ..photo_files import is_hidden
-from .annotation_files import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS, Listing, find_column
+from ..row_columns import CAPTION_COLUMNS, class_names, find_column, find_photo_column, named_classes, need_column
+from .annotation_files import ID_COLUMNS, Listing
 from .caption_checks import (
     PhotoFolder,
     check_listed_address,
@@ -114,19 +115,15 @@ def _choose_split(splits: Any, split: str | None, source: str) -> tuple[Any, str
     return (chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)), None
 
 
-def find_columns(names: Sequence[str], columns: dict[str, str | None], what: str) -> dict[str, str | None]:
+def find_columns(features: Mapping[str, Any], columns: dict[str, str | None], what: str) -> dict[str, str | None]:
     """Which of a dataset's columns are `image`, `image_id`, `captions` and `domain`."""
-    found = {
-        "image": find_column(names, columns["image_column"], IMAGE_COLUMNS, "image_column"),
-        "image_id": find_column(names, columns["id_column"], ID_COLUMNS, "id_column"),
-        "captions": find_column(names, columns["caption_column"], CAPTION_COLUMNS, "caption_column"),
-        "domain": find_column(names, columns["domain_column"], ("domain",), "domain_column"),
+    image = find_photo_column(features, columns["image_column"], features)
+    return {
+        "image": need_column(image, features, "image_column", f"{what} has no image column"),
+        "image_id": find_column(features, columns["id_column"], ID_COLUMNS, "id_column"),
+        "captions": find_column(features, columns["caption_column"], CAPTION_COLUMNS, "caption_column"),
+        "domain": find_column(features, columns["domain_column"], ("domain",), "domain_column"),
     }
-    if found["image"] is None:
-        raise ValueError(
-            f"{what} has no image column; the columns are {', '.join(names)}. Tell which with `image_column`."
-        )
-    return found
 
 
 def standardize(
@@ -152,7 +149,7 @@ def standardize(
     if split is not None:
         splits = list(dataset["split"]) if "split" in dataset.column_names else None
         dataset = dataset.select(rows_of_split(splits, split, what, len(dataset)))
-    found = find_columns(dataset.column_names, columns, what)
+    found = find_columns(dataset.features, columns, what)
     image_column = str(found["image"])
     places = [f"{what}, row {row}" for row in range(len(dataset))]
     if _holds_names(dataset.features[image_column]):
@@ -163,7 +160,7 @@ def standardize(
         )
     texts = {key: name for key, name in found.items() if key != "image" and name is not None}
     table = dataset.select_columns(list(texts.values())).to_dict() if texts else {}
-    values = {key: table[name] for key, name in texts.items()}
+    values = {key: named_classes(table[name], class_names(dataset.features[name])) for key, name in texts.items()}
     ids = values.get("image_id", range(len(dataset)))
     image_ids = [read_image_id(value, place) for value, place in zip(ids, places, strict=True)]
     given = values.get("captions", [None] * len(dataset))
@@ -215,8 +212,9 @@ def standardize_stream(
     """The same for rows that come one by one; what concerns several rows (ids that stand twice) is not seen."""
     if dataset.features is None:
         dataset = dataset._resolve_features()
-    found = find_columns(list(dataset.features), columns, what)
+    found = find_columns(dataset.features, columns, what)
     image_column = str(found["image"])
+    caption_classes = class_names(dataset.features[found["captions"]]) if found["captions"] else None
     named = _holds_names(dataset.features[image_column])
     if not named:
         dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
@@ -233,7 +231,9 @@ def standardize_stream(
         converted = {
             "image": photo,
             "image_id": read_image_id(row[found["image_id"]] if found["image_id"] else number, place),
-            "captions": read_captions(row[found["captions"]] if found["captions"] else None, place),
+            "captions": read_captions(
+                named_classes(row[found["captions"]], caption_classes) if found["captions"] else None, place
+            ),
         }
         if found["domain"] is not None:
             converted["domain"] = read_domain(row[found["domain"]], place)

@@ -7,7 +7,8 @@ from typing import Any
 import datasets
 from transformers.utils import logging
 
-from .annotation_files import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS, Listing, find_column
+from ..row_columns import CAPTION_COLUMNS, PHOTO_COLUMNS, find_column
+from .annotation_files import ID_COLUMNS, Listing
 from .caption_checks import (
     PhotoFolder,
     check_references,
@@ -42,7 +43,7 @@ def dataset_of_listing(
     if not listing.rows:
         raise ValueError(f"{what} lists no photos.")
     names = list(dict.fromkeys(name for row in listing.rows for name in row))
-    image_column = find_column(names, columns["image_column"], IMAGE_COLUMNS, "image_column")
+    image_column = find_column(names, columns["image_column"], PHOTO_COLUMNS, "image_column")
     id_column = find_column(names, columns["id_column"], ID_COLUMNS, "id_column")
     caption_column = find_column(names, columns["caption_column"], CAPTION_COLUMNS, "caption_column")
     domain_column = find_column(names, columns["domain_column"], ("domain",), "domain_column")

@@ -12,12 +12,9 @@ from typing import Any
 
 from ..caption_data import load_caption_data
 from ..caption_data.annotation_files import (
-    CAPTION_COLUMNS,
     ID_COLUMNS,
-    IMAGE_COLUMNS,
     Listing,
     detect_format,
-    find_column,
     read_coco,
     read_csv,
     read_jsonl,
@@ -29,6 +26,7 @@ from ..caption_data.splits import rows_of_split
 from ..caption_data.text_files import parse_json, read_text
 from ..datastore_smallcap import CaptionDatastore
 from ..memory_building import NamedPhotos, dataset_rows
+from ..row_columns import CAPTION_COLUMNS, PHOTO_COLUMNS, find_column
 from ..store_files import MANIFEST_NAME
 
 
@@ -143,7 +141,7 @@ def _listed(
     captions_at = find_column(names, caption_column, CAPTION_COLUMNS, "caption_column")
     if captions_at is None:
         raise ValueError(f"{what} has no captions; its columns are {', '.join(names)}. Tell with `caption_column`.")
-    id_at = find_column(names, id_column, (*ID_COLUMNS, *IMAGE_COLUMNS), "id_column")
+    id_at = find_column(names, id_column, (*ID_COLUMNS, *PHOTO_COLUMNS), "id_column")
     captions: list[str] = []
     image_ids: list[str | None] = []
     for row in rows:

@@ -14,10 +14,12 @@ import numpy as np
 
 from ..caption_data.caption_words import normalize_caption, shared_words
 from ..caption_data.text_files import json_lines, parse_json, read_table, read_text
+from ..memory_evcap import VisualNameMemory
 from ..photo_bytes import address_of
 from ..photo_datasets import undecoded
 from ..photo_files import is_hidden, photos_below
 from ..photo_loading import load_photo
+from ..row_columns import class_names, named_classes
 
 
 @dataclass
@@ -134,12 +136,6 @@ def _checked_name(name: Any) -> str:
     return name
 
 
-def _class_name(label: Any, names: Sequence[str]) -> str:
-    if not isinstance(label, int) or not 0 <= label < len(names):
-        raise ValueError(f"There is no name for the label {label!r}; the labels are 0 to {len(names) - 1}.")
-    return names[label]
-
-
 def dataset_rows(
     dataset: Any,
     image_column: str = "image",
@@ -148,7 +144,8 @@ def dataset_rows(
     source: str = "dataset",
 ) -> NamedPhotos:
     """
-    Photos of a `datasets.Dataset`; a `ClassLabel` gives its class names, a list of names several rows.
+    Photos of a `datasets.Dataset`; a `ClassLabel` gives its class names, a list of names several rows. Columns that
+    are called otherwise than the default are found as [`VisualNameMemory.from_images`] does.
 
     Args:
         dataset (`datasets.Dataset`): With random access.
@@ -156,20 +153,21 @@ def dataset_rows(
         columns (`Sequence[str]`): Further columns that the memory keeps.
         source (`str`): Value of the column `source`.
     """
+    image_column, name_column = VisualNameMemory.find_columns(
+        dataset.column_names, dataset.features, image_column, name_column
+    )
     for column in (image_column, name_column, *columns):
         if column not in dataset.column_names:
             raise ValueError(f"The dataset has no column {column!r}; it has {', '.join(dataset.column_names)}.")
+    classes = class_names(dataset.features[name_column])
     fingerprint, dataset = dataset._fingerprint, undecoded(dataset)
-    feature = dataset.features[name_column]
-    feature = getattr(feature, "feature", feature)
-    class_names = getattr(feature, "names", None)
 
     def get(number: int) -> dict[str, Any]:
         row = dataset[number]
         names = row[name_column] if isinstance(row[name_column], list) else [row[name_column]]
         return {
             "image": row[image_column],
-            "names": [_class_name(name, class_names) if class_names else _checked_name(name) for name in names],
+            "names": [_checked_name(named_classes(name, classes)) for name in names],
             "source": source,
             **{column: row[column] for column in columns},
         }

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ...chat_messages import photos_of, read_conversation, requests_of
+from ...row_columns import CAPTION_COLUMNS, find_column, find_photo_column
 from .caption_groups import group_captions
 
 
 @dataclass
 class PhotoCaptionCollator:
     """
-    Batches for [`CaptionTrainer`]: what the processor makes of photos and captions, with labels.
+    Batches for any trainer: what the processor makes of photos and captions, with labels.
+
+    A row is an example of [`CaptionExamples`], a row of a dataset with a photo and a caption (or several, of which one
+    is drawn) in columns called as usual, or a chat: `messages` of which the assistant's last is the caption, the photo
+    in them or in the row.
 
     Args:
         processor: The model's; `processor(images=photos, suffix=captions)` gives inputs and labels.
@@ -23,23 +29,38 @@ class PhotoCaptionCollator:
             are chosen before the model sees the photo; see [`~prepared_names.PreparedNames`].
         photo_keys (`Callable`, *optional*): `photo_keys(examples, photos)` gives `(batch_size, 2)` keys by which a
             photo finds itself in the memory; see `retrieval_in_training`.
+        with_rows (`bool`, *optional*, defaults to `False`): Also give the numbers of the rows, as [`CaptionTrainer`]
+            takes them; it sets this itself.
     """
 
     processor: Any
     max_caption_length: int | None = None
     photo_keys: Callable[[Sequence[dict[str, Any]], list[Any] | None], torch.Tensor] | None = None
     names: Callable[[int, Sequence[str], int], tuple[list[str], list[str]]] | None = None
+    with_rows: bool = False
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
         """
         Args:
-            examples (`Sequence[dict]`): Each with `row`, `image` or `vision_hidden_states`, and `caption`, or all
-                captions as `caption_group` with the `epoch`.
+            examples (`Sequence[dict]`): Rows with a photo or `vision_hidden_states`, and a caption, or all captions as
+                `caption_group` with the `epoch`.
+
+        Returns:
+            `dict`: The model's inputs and `labels`, of the columns that a caption reaches.
+
+        Raises:
+            ValueError: A row has no photo or caption; names what it has.
         """
         if "caption_group" in examples[0]:
             return self._grouped(examples)
-        captions = [example["caption"] for example in examples]
-        options = {"suffix": captions, "return_tensors": "pt", "max_length": self.max_caption_length}
+        examples = [read_example(example) for example in examples]
+        options: dict[str, Any] = {"suffix": [example["caption"] for example in examples], "return_tensors": "pt"}
+        if self.max_caption_length is not None:
+            options["max_length"] = self.max_caption_length
+        requests = [example.get("request") for example in examples]
+        self.processor.tell_of_requests([request for request in requests if request])
+        if self.processor.takes_requests and any(requests):
+            options["text"] = [request or self.processor.prompt for request in requests]
         photos = None
         if "vision_hidden_states" in examples[0]:
             batch = dict(self.processor(**options))
@@ -50,7 +71,8 @@ class PhotoCaptionCollator:
             batch = dict(self.processor(images=photos, **options))
         if "input_ids" in batch:
             batch["labels"] = cut_labels(batch["labels"])
-        batch["row"] = torch.tensor([example["row"] for example in examples])
+        if self.with_rows:
+            batch["row"] = torch.tensor([example.get("row", -1) for example in examples])
         if self.photo_keys is not None:
             batch["photo_keys"] = self.photo_keys(examples, photos)
         return batch
@@ -72,10 +94,53 @@ class PhotoCaptionCollator:
         ids = [[self.processor.encode_caption(text, self.max_caption_length) for text in group] for group in groups]
         batch.update(group_captions(prompt, ids, self.processor.tokenizer.pad_token_id))
         batch["labels"] = cut_labels(batch["labels"])
-        batch["row"] = torch.tensor([example["row"] for example in examples])
+        if self.with_rows:
+            batch["row"] = torch.tensor([example["row"] for example in examples])
         if self.photo_keys is not None and self.names is None:
             batch["photo_keys"] = self.photo_keys(examples, photos)
         return batch
+
+
+def read_example(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """
+    Finds the photo, the caption and what was asked in a row of a dataset.
+
+    Returns:
+        `Mapping`: The row with `image` (or `vision_hidden_states`), `caption` and, of a chat, maybe `request`.
+    """
+    if "messages" in row:
+        return {**row, **_read_chat(row)}
+    photo = "vision_hidden_states" if "vision_hidden_states" in row else find_photo_column(row, None, row)
+    text = "caption" if "caption" in row else find_column(row, None, CAPTION_COLUMNS, "captions")
+    if photo is None or text is None:
+        raise ValueError(
+            f"A row to train on needs {'a photo' if photo is None else 'a caption'}; it has {', '.join(row)}. A "
+            "`Trainer` drops columns that the model's `forward` does not name: give it "
+            "`CaptionExamples(dataset, processor)`, or set `remove_unused_columns=False`."
+        )
+    captions = row[text]
+    if not isinstance(captions, str):
+        if not captions:
+            raise ValueError(f"The row has no caption in {text!r}; write one or leave it out.")
+        captions = captions[int(torch.randint(len(captions), ()))]
+    found = {} if photo == "vision_hidden_states" else {"image": row[photo]}
+    return {**row, **found, "caption": captions}
+
+
+def _read_chat(row: Mapping[str, Any]) -> dict[str, Any]:
+    messages = read_conversation(row["messages"])
+    *before, answer = messages
+    photos = photos_of(messages)
+    if not photos:
+        beside = row.get("images", row.get("image"))
+        photos = list(beside) if isinstance(beside, (list, tuple)) else [] if beside is None else [beside]
+    if len(photos) != 1 or answer["role"] != "assistant":
+        raise ValueError(
+            "A chat to train on needs one photo and ends with the assistant's message, the caption; this one has "
+            f"{len(photos)} photos and ends with the role {answer['role']!r}."
+        )
+    caption = " ".join(part["text"] for part in answer["content"] if part["type"] == "text")
+    return {"image": photos[0], "caption": caption, "request": " ".join(requests_of(before)) or None}
 
 
 def cut_labels(labels: torch.Tensor) -> torch.Tensor:

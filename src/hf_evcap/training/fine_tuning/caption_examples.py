@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,11 +14,16 @@ from transformers.utils import logging
 
 from ...photo_datasets import undecoded
 from ...photo_loading import load_photo
+from ...row_columns import CAPTION_COLUMNS, class_names, find_column, find_photo_column, named_classes, need_column
 
 
 logger = logging.get_logger(__name__)
 
 CAPTION_CHOICES = ("one", "all", "first", "together")
+
+
+class CaptionExample(UserDict):
+    """A row with `caption`. Not a `dict`, from which transformers' `Trainer` would drop photo and caption."""
 
 
 class _CheckedCaptions:
@@ -109,10 +115,54 @@ def _label(number: int, image_id: Any) -> str:
     return f"Photo {number} of the dataset" + (f" (image_id {image_id!r})" if image_id is not None else "")
 
 
-def _check_columns(dataset: Any) -> None:
-    columns = dataset.column_names
-    if columns is not None and ("captions" not in columns or not {"image", "vision_hidden_states"} & set(columns)):
-        raise ValueError(f"The dataset must have columns `image` and `captions`; it has {', '.join(columns)}.")
+def with_captions(dataset: Any) -> Any:
+    """
+    Gives a dataset, however its columns are called, the columns `image` and `captions`.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): With a column of photos, or of their files' names,
+            and one of captions: a string or a list of them a row, or class numbers with names.
+
+    Raises:
+        ValueError: There is no such column; names those there are.
+    """
+    if dataset.features is None:  # of a stream
+        dataset = dataset._resolve_features()
+    features = dataset.features
+    image = find_photo_column(features, None, features)
+    if "vision_hidden_states" not in features:
+        image = need_column(image, features, "rename_column(NAME, 'image')", "The dataset has no column `image`")
+    text = find_column(features, None, CAPTION_COLUMNS, "captions")
+    text = need_column(text, features, "rename_column(NAME, 'captions')", "The dataset has no column `captions`")
+    classes = class_names(features[text])
+    if classes is None and not (_is_text(features[text]) or _are_texts(features[text])):
+        raise ValueError(f"The column {text!r} must hold a caption or a list of captions, not {features[text]}.")
+    if image not in (None, "image"):
+        dataset = dataset.rename_column(image, "image")
+    if image is not None and _is_text(features[image]):
+        dataset = dataset.cast_column("image", datasets.Image())
+    if text == "captions" and _are_texts(features[text]):
+        return dataset
+
+    def listed(row: dict[str, Any]) -> dict[str, Any]:
+        value = named_classes(row[text], classes)
+        return {"captions": [value] if isinstance(value, str) else list(value or [])}
+
+    captions = datasets.List(datasets.Value("string"))
+    if isinstance(dataset, datasets.IterableDataset):
+        others = {name: feature for name, feature in dataset.features.items() if name != text}
+        made = undecoded(dataset).map(listed, remove_columns=[text] if text != "captions" else [])
+        return made.cast(datasets.Features({**others, "captions": captions}))
+    texts = [listed(row)["captions"] for row in dataset.select_columns([text])]
+    return dataset.remove_columns(text).add_column("captions", texts, feature=captions)
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) == "string"
+
+
+def _are_texts(feature: Any) -> bool:
+    return _is_text(getattr(feature, "feature", None))
 
 
 class CaptionExamples(_CheckedCaptions, torch.utils.data.Dataset):
@@ -120,8 +170,8 @@ class CaptionExamples(_CheckedCaptions, torch.utils.data.Dataset):
     Examples of a dataset of captioned photos.
 
     Args:
-        dataset (`datasets.Dataset`): Columns `image` (or `vision_hidden_states`), `captions` and optionally
-            `image_id`.
+        dataset (`datasets.Dataset`): Photos (or `vision_hidden_states`) and captions, in columns that are called as
+            usual or are the only ones of their kind, and optionally `image_id`; see [`with_captions`].
         processor: The model's; tells how many tokens a caption has.
         captions (`str`, *optional*, defaults to `"all"`): `"all"`: an example for each photo and caption. `"one"`: an
             example a photo, its caption drawn anew in each epoch. `"first"`: each photo with its first caption.
@@ -147,8 +197,7 @@ class CaptionExamples(_CheckedCaptions, torch.utils.data.Dataset):
         seed: int = 0,
     ) -> None:
         super().__init__(processor, captions, max_caption_length, truncate, on_error, seed)
-        _check_columns(dataset)
-        self.dataset = undecoded(dataset)
+        self.dataset = undecoded(with_captions(dataset))
         texts = self.dataset.select_columns(["captions"])[:]["captions"]
         ids = self.dataset.select_columns(["image_id"])[:]["image_id"] if "image_id" in dataset.column_names else None
         self.references = {
@@ -171,7 +220,7 @@ class CaptionExamples(_CheckedCaptions, torch.utils.data.Dataset):
         """`int`: Photos that could not be read so far."""
         return int(self._unreadable.sum())
 
-    def __getitem__(self, item: int) -> dict[str, Any]:
+    def __getitem__(self, item: int) -> CaptionExample:
         for place in range(len(self.items)):
             row, number = self.items[(item + place) % len(self.items)]
             if self._unreadable[row]:
@@ -185,7 +234,7 @@ class CaptionExamples(_CheckedCaptions, torch.utils.data.Dataset):
                 logger.warning(f"Photo left out. {error}")
                 self._unreadable[row] = True
                 continue
-            return {**example, **self._caption(self.references[row], row, number)}
+            return CaptionExample({**example, **self._caption(self.references[row], row, number)})
         raise ValueError(f"None of the {len(self._unreadable)} photos of the dataset can be read.")
 
 
@@ -209,8 +258,7 @@ class StreamedCaptionExamples(_CheckedCaptions, torch.utils.data.IterableDataset
         seed: int = 0,
     ) -> None:
         super().__init__(processor, captions, max_caption_length, truncate, on_error, seed)
-        _check_columns(dataset)
-        self.dataset = undecoded(dataset)
+        self.dataset = undecoded(with_captions(dataset))
         self._unreadable = torch.zeros((), dtype=torch.long).share_memory_()
 
     @property
@@ -221,7 +269,7 @@ class StreamedCaptionExamples(_CheckedCaptions, torch.utils.data.IterableDataset
     def set_epoch(self, epoch: int) -> None:
         """Does nothing: the passes are counted here, so that a resumed run finds its place in any of them."""
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[CaptionExample]:
         for epoch in range(2**31):
             self._epoch.fill_(epoch)
             self.dataset.set_epoch(epoch)
@@ -232,7 +280,7 @@ class StreamedCaptionExamples(_CheckedCaptions, torch.utils.data.IterableDataset
             if not found:
                 raise ValueError("The stream ended without a single photo and caption that can be used.")
 
-    def _one_pass(self) -> Iterator[dict[str, Any]]:
+    def _one_pass(self) -> Iterator[CaptionExample]:
         for row, content in enumerate(self._rows()):
             label = _label(row, content.get("image_id"))
             usable = self._usable(content["captions"], label)
@@ -247,7 +295,7 @@ class StreamedCaptionExamples(_CheckedCaptions, torch.utils.data.IterableDataset
                 self._unreadable += 1
                 continue
             for number in range(len(usable) if self.captions == "all" else 1):
-                yield {**example, **self._caption(usable, row, number)}
+                yield CaptionExample({**example, **self._caption(usable, row, number)})
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         count = 0
@@ -257,3 +305,29 @@ class StreamedCaptionExamples(_CheckedCaptions, torch.utils.data.IterableDataset
                 count += 1
         except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(f"The stream is damaged after {count} photos: {error}. Fetch the data anew.") from error
+
+
+def caption_examples(dataset: Any, processor: Any, **options: Any) -> Any:
+    """
+    Makes examples of a dataset of `datasets`; anything else is what its owner made it for, and comes back as it is.
+
+    Args:
+        dataset (*optional*): What a trainer was given.
+        processor: The model's.
+        options: Of [`CaptionExamples`].
+
+    Raises:
+        ValueError: There are several splits.
+    """
+    if isinstance(dataset, datasets.DatasetDict):
+        raise ValueError(f"Choose a split of the dataset, such as dataset[{next(iter(dataset))!r}].")
+    if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        if _is_chat(dataset):
+            return dataset
+        kind = CaptionExamples if isinstance(dataset, datasets.Dataset) else StreamedCaptionExamples
+        return kind(dataset, processor, **options)
+    return dataset
+
+
+def _is_chat(dataset: Any) -> bool:
+    return "messages" in (dataset.column_names or [])

@@ -9,15 +9,17 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -28,7 +30,10 @@ from ...frozen_references import restore_referenced_parts
 from ...hub.model_card import write_model_card
 from ...metrics.caption_scores import bleu_scores, cider_scores
 from ...metrics.ptb_tokenizer import tokenize_captions
+from ...photo_rows import photo_keys
 from .caption_collator import PhotoCaptionCollator, prompts_alone
+from .caption_examples import caption_examples
+from .retrieval_in_training import TrainingRetrieval
 
 
 logger = logging.get_logger(__name__)
@@ -76,6 +81,24 @@ class _TellEpoch(TrainerCallback):
         self.examples.set_epoch(int(state.epoch or 0))
 
 
+def _generation_arguments(args: Any) -> Seq2SeqTrainingArguments:
+    """Arguments that also tell how to write captions in evaluation."""
+    if args is None:
+        return Seq2SeqTrainingArguments()
+    if isinstance(args, Seq2SeqTrainingArguments):
+        return args
+    return Seq2SeqTrainingArguments(**{field.name: getattr(args, field.name) for field in fields(args) if field.init})
+
+
+def _evaluated(dataset: Any, processor: Any) -> Any:
+    """Each photo once; every reference counts for CIDEr, only the loss sees the cut."""
+    if isinstance(dataset, datasets.IterableDataset):
+        raise ValueError(
+            "Evaluate on a dataset with an end, such as `datasets.Dataset.from_list(list(stream.take(N)))`."
+        )
+    return caption_examples(dataset, processor, captions="first", truncate=True)
+
+
 class CaptionTrainer(Seq2SeqTrainer):
     """
     [`~transformers.Trainer`] for captioning models.
@@ -85,11 +108,17 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     Args:
         model: Its [`~RetrievalPreTrainedModel.freeze_for_training`] says what is trained.
-        args ([`~transformers.Seq2SeqTrainingArguments`]): `remove_unused_columns` must be `False`.
+        args ([`~transformers.TrainingArguments`]): `remove_unused_columns` is set to `False`, since photos become the
+            model's inputs in the collator.
         processing_class: The model's processor.
-        train_dataset, eval_dataset ([`CaptionExamples`] or [`StreamedCaptionExamples`]): Examples.
-        retrieval (*optional*): `retrieval.prepare(inputs, step)` gives the inputs of a training step, with the memory
-            rows that a photo must not retrieve; see `retrieval_in_training`.
+        train_dataset, eval_dataset (*optional*):
+            A `datasets.Dataset` or `IterableDataset` with a column of photos and one of captions, strings or lists,
+            called as usual (see [`with_captions`]), or [`CaptionExamples`], [`StreamedCaptionExamples`] or rows of
+            another kind, as the collator reads them.
+        retrieval (*optional*, defaults to `True`):
+            `retrieval.prepare(inputs, step)` gives the inputs of a training step, with the memory rows that a photo
+            must not retrieve; see `retrieval_in_training`. `True`: a photo of the memory never retrieves itself.
+            `None`: nothing is done.
         kwargs: Everything else that [`~transformers.Trainer`] takes; the collator and the metrics have defaults.
     """
 
@@ -103,12 +132,24 @@ class CaptionTrainer(Seq2SeqTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         compute_metrics: Any = None,
-        retrieval: Any = None,
+        retrieval: Any = True,
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs: Any,
     ) -> None:
-        if args.remove_unused_columns:
-            raise ValueError("Set `remove_unused_columns=False`: photos become the model's inputs in the collator.")
+        args = _generation_arguments(args)
+        args.remove_unused_columns = False
+        train_dataset = caption_examples(train_dataset, processing_class, seed=args.seed)
+        if isinstance(eval_dataset, dict) and not isinstance(eval_dataset, datasets.DatasetDict):
+            eval_dataset = {name: _evaluated(one, processing_class) for name, one in eval_dataset.items()}
+        else:
+            eval_dataset = _evaluated(eval_dataset, processing_class)
+        data_collator = data_collator or PhotoCaptionCollator(processing_class)
+        if retrieval is True:
+            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            retrieval = TrainingRetrieval(model, seed=args.seed) if hasattr(base, "memory") else None
+        if isinstance(data_collator, PhotoCaptionCollator):
+            keys = data_collator.photo_keys or (photo_keys if retrieval is not None else None)
+            data_collator = replace(data_collator, with_rows=True, photo_keys=keys)
         self.retrieval = retrieval
         self._gathers_to_generate = False
         self._referenced_parts: set[str] = set()  # of the checkpoint that is being loaded
@@ -121,7 +162,7 @@ class CaptionTrainer(Seq2SeqTrainer):
             model=model,
             args=args,
             processing_class=processing_class,
-            data_collator=data_collator or PhotoCaptionCollator(processing_class),
+            data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             compute_metrics=compute_metrics,
@@ -171,7 +212,8 @@ class CaptionTrainer(Seq2SeqTrainer):
         Loss of a batch and, with `predict_with_generate`, the captions that the model writes for its photos.
 
         Returns:
-            `tuple`: Loss, generated ids of shape `(batch_size, new_tokens)` and rows of shape `(batch_size,)`.
+            `tuple`: Loss, generated ids of shape `(batch_size, new_tokens)` and rows of shape `(batch_size,)`; the
+            labels where a collator of the user's gives no rows.
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -197,7 +239,7 @@ class CaptionTrainer(Seq2SeqTrainer):
             self._gathers_to_generate = True
         with self.compute_loss_context_manager():
             ids = self.model.generate(**prompt, **options)
-        return loss, ids, inputs["row"]
+        return loss, ids, inputs.get("row", inputs["labels"])
 
     # Checkpoints
 
