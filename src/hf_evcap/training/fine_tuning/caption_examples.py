@@ -126,7 +126,10 @@ def with_captions(dataset: Any) -> Any:
     Raises:
         ValueError: There is no such column; names those there are.
     """
-    if dataset.features is None:  # of a stream
+    if dataset.features is None:  # a stream that does not know its columns
+        first = next(iter(dataset), {})
+        if {"image", "captions"} <= set(first) and isinstance(first["captions"], list):
+            return dataset
         dataset = dataset._resolve_features()
     features = dataset.features
     image = find_photo_column(features, None, features)
