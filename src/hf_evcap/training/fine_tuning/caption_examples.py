@@ -127,7 +127,7 @@ def with_captions(dataset: Any) -> Any:
         ValueError: There is no such column; names those there are.
     """
     if dataset.features is None:  # a stream that does not know its columns
-        first = next(iter(dataset), {})
+        first: dict[str, Any] = next(iter(dataset), {})
         if {"image", "captions"} <= set(first) and isinstance(first["captions"], list):
             return dataset
         dataset = dataset._resolve_features()
