@@ -33,7 +33,6 @@ _HUB_ARGUMENTS = (
     "revision",
     "create_pr",
 )
-_NOT_UPLOADED = (".git", ".git/*", "*/.git/*", ".cache/huggingface/*", "*__pycache__*", "*.pyc", ".DS_Store")
 
 
 def take_hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -41,10 +40,9 @@ def take_hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
 
 
-def files_to_upload(folder: Path) -> dict[str, Path]:
-    """Files of a folder by their path in the repo; version control and caches are left out."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: files[name] for name in filter_repo_objects(files, ignore_patterns=list(_NOT_UPLOADED))}
+def files_of(folder: Path) -> dict[str, Path]:
+    """Files of a folder by their path in the repo."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @contextmanager
@@ -121,7 +119,8 @@ def upload_in_one_commit(
     one level of subfolders only.
 
     Args:
-        folder (`Path`): What to upload. Its card is merged with the repo's, see [`merge_cards`].
+        folder (`Path`): Made for the upload: it holds nothing else, see [`push_saved`] and `hub.repo_files`. Its card
+            is merged with the repo's, see [`merge_cards`].
         repo_id (`str`): Such as `"user/name"`; `"name"` is put into the token's own namespace.
         repo_type (`str`, *optional*, defaults to `"model"`): `"model"`, `"dataset"` or `"space"`.
         private (`bool`, *optional*): Whether a new repo is private.
@@ -145,7 +144,7 @@ def upload_in_one_commit(
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         head = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
         present = [entry.rfilename for entry in getattr(head, "siblings", None) or []]
-        files = files_to_upload(folder)
+        files = files_of(folder)
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         for name, path in files.items():
             content: str | bytes = str(path)
@@ -192,7 +191,7 @@ def push_saved(save: Callable[[Path], Any], repo_id: str, **options: Any) -> Com
 
 __all__ = [
     "explained_hub_errors",
-    "files_to_upload",
+    "files_of",
     "push_saved",
     "take_hub_arguments",
     "upload_in_one_commit",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-evcap push",
         description="Publish a whole, working repo on the Hub in one commit: files, code and card. Text that people "
-        "wrote around the generated block of the repo's card stays.",
+        "wrote around the generated block of the repo's card stays. Of SOURCE only what hf-evcap wrote goes up, with "
+        "READMEs and licences; what is left out is listed.",
         epilog="Log in with `hf auth login` first, or set HF_TOKEN.",
     )
     parser.add_argument("kind", choices=("model", "memory", "datastore", "metric", "space"), help="what SOURCE is")
@@ -30,6 +32,14 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("reference", "copy"),
         help="a model's parts that are as repos on the Hub hold them: only name them, or copy them (default: as they "
         "are in SOURCE)",
+    )
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="also upload such files of SOURCE ('notes/*.md'); hidden files, keys, optimizer states and links that "
+        "leave the folder never are",
     )
     parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
@@ -52,7 +62,17 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.kind == "model" and source == "default":
         source = hf_evcap.default_model()
     with tempfile.TemporaryDirectory(prefix="hf-evcap-push-") as folder:
-        ready = prepare_repo(arguments.kind, source, Path(folder), arguments.repo, arguments.card, arguments.frozen)
+        ready = prepare_repo(
+            arguments.kind,
+            source,
+            Path(folder),
+            arguments.repo,
+            arguments.card,
+            frozen=arguments.frozen,
+            include=arguments.include,
+        )
+        for name, reason in ready.left_out.items():
+            print(f"left out: {name} ({reason})", file=sys.stderr)
         if arguments.dry_run:
             for name, size in ready.files.items():
                 print(f"{format_size(size):>10}  {name}")

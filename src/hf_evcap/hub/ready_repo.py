@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import RepoCard, snapshot_download
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.dynamic_module_utils import custom_object_save
@@ -17,18 +18,20 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from ..datastore_smallcap import CaptionDatastore
 from ..hub_card import merge_cards
-from ..hub_upload import CARD_NAME, explained_hub_errors, files_to_upload
+from ..hub_upload import CARD_NAME, explained_hub_errors, files_of
 from ..memory_evcap import MANIFEST_NAME, VisualNameMemory
 from ..metrics import METRICS, metric_path
 from ..model_publishing import WEIGHT_FILES
 from ..model_repo import class_address, pipeline_entries
 from ..whole_files import write_json
-from .card_facts import RESULTS_NAME
+from .card_facts import RESULTS_NAME, read_card_facts
 from .model_card import write_model_card
 from .ready_configs import find_config
+from .repo_files import SPACE_FILES, ChosenFiles, choose_files, link_files, model_files, store_files
 
 
 STORES = {"memory": VisualNameMemory, "datastore": CaptionDatastore}
+RECIPE_NAME = "recipe.yaml"  # of a store that is yet to be built
 KINDS = ("model", *STORES, "metric", "space")
 
 
@@ -41,22 +44,30 @@ class ReadyRepo:
         folder (`Path`): Its files; large ones are links to the source's.
         repo_type (`str`): `"model"`, `"dataset"` or `"space"`.
         stale (`list[str]`): Patterns of files that the repo must not keep from an earlier upload.
+        left_out (`dict[str, str]`): Files of the source that are not uploaded, and why.
         space_sdk (`str`, *optional*): What a new Space runs.
     """
 
     folder: Path
     repo_type: str
     stale: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
     space_sdk: str | None = None
 
     @property
     def files(self) -> dict[str, int]:
         """`dict[str, int]`: Sizes in bytes by path in the repo."""
-        return {name: path.stat().st_size for name, path in files_to_upload(self.folder).items()}
+        return {name: path.stat().st_size for name, path in files_of(self.folder).items()}
 
 
 def prepare_repo(
-    kind: str, source: str, target: Path, repo_id: str, card: Path | None = None, frozen: str | None = None
+    kind: str,
+    source: str,
+    target: Path,
+    repo_id: str,
+    card: Path | None = None,
+    frozen: str | None = None,
+    include: Sequence[str] = (),
 ) -> ReadyRepo:
     """
     Makes a source ready for the Hub. Weights are neither read nor copied, unless `frozen` is given.
@@ -68,10 +79,12 @@ def prepare_repo(
         repo_id (`str`): Where it will be published; it stands in the card.
         card (`Path`, *optional*): Text and metadata of a person, put around the generated card.
         frozen (`str`, *optional*): For a model `"reference"` or `"copy"`, as in its `save_pretrained`.
+        include (`Sequence[str]`): Patterns of further files of the source; see [`choose_files`].
 
     Raises:
         FileNotFoundError: The source is not there, or lacks the file that makes it one of its kind.
-        ValueError: The source is damaged, or its card lacks what the Hub needs.
+        ValueError: The source is damaged, or its card lacks what the Hub needs; a file
+            of the repo is a link that leaves the source.
     """
     if kind not in KINDS:
         raise ValueError(f"`kind` must be one of {', '.join(KINDS)}; got {kind!r}.")
@@ -85,11 +98,13 @@ def prepare_repo(
     if kind == "metric" and not (folder / f"{folder.name}.py").is_file():
         raise FileNotFoundError(f"{folder} is no metric: {folder.name}.py is missing.")
     if kind == "model":
-        ready = _prepare_model(folder, target, repo_id, frozen)
+        ready = _prepare_model(folder, target, repo_id, frozen, include)
     elif kind in STORES:
-        ready = _prepare_store(STORES[kind], folder, target, repo_id)
+        ready = _prepare_store(STORES[kind], folder, target, repo_id, include)
+    elif kind == "metric":
+        ready = _prepare_space(folder, target, include, own=[f"{folder.name}.py", "tests.py"])
     else:
-        ready = _prepare_space(folder, target)
+        ready = _prepare_space(folder, target, include)
     if card is not None:
         written = target / CARD_NAME
         merged = merge_cards(written.read_text(encoding="utf-8"), card.read_text(encoding="utf-8"))
@@ -109,21 +124,15 @@ def _local_folder(source: str, repo_type: str) -> Path:
         return Path(snapshot_download(repo_id, repo_type=repo_type, revision=revision or None))
 
 
-def _link_files(folder: Path, target: Path, without: Sequence[str] = ()) -> None:
-    """Puts links to a folder's files where the target has none of its own, but for some patterns."""
-    for name, path in files_to_upload(folder).items():
-        place = target / name
-        if not place.exists() and not any(fnmatch(name, pattern) for pattern in without):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(path.resolve())
-
-
-def _prepare_model(folder: Path, target: Path, repo_id: str, frozen: str | None) -> ReadyRepo:
+def _prepare_model(
+    folder: Path, target: Path, repo_id: str, frozen: str | None, include: Sequence[str]
+) -> ReadyRepo:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no model: config.json is missing.")
-    entries = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = AutoConfig.from_pretrained(folder)
     model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+    chosen = choose_model_files(folder, model_class, include)
+    entries = json.loads(chosen.files["config.json"].read_text(encoding="utf-8"))
     processor_class = PROCESSOR_MAPPING[type(config)]
     pipeline_class = model_class.pipeline_class()
     for code in (type(config), model_class, processor_class, pipeline_class):
@@ -135,43 +144,63 @@ def _prepare_model(folder: Path, target: Path, repo_id: str, frozen: str | None)
     entries["auto_map"] = {code._auto_class: class_address(code) for code in (type(config), model_class)}
     entries["custom_pipelines"] = pipeline_entries(pipeline_class)
     write_json(target / "config.json", entries)
-    if (folder / "processor_config.json").is_file():
-        entries = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    if "processor_config.json" in chosen.files:
+        entries = json.loads(chosen.files["processor_config.json"].read_text(encoding="utf-8"))
         entries["auto_map"] = {processor_class._auto_class: class_address(processor_class)}
         write_json(target / "processor_config.json", entries)
-    card = folder / CARD_NAME
-    if card.is_file():
+    card = chosen.files.get(CARD_NAME)
+    if card is not None:
         (target / CARD_NAME).write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
-    _link_files(folder, target, [] if frozen is None else WEIGHT_FILES)
-    if not card.is_file() or (folder / RESULTS_NAME).is_file():
+    link_files(chosen, target, [] if frozen is None else WEIGHT_FILES)
+    if card is None or RESULTS_NAME in chosen.files:
         write_model_card(target, repo_id=repo_id)
-    return ReadyRepo(target, "model", [*WEIGHT_FILES, f"{model_class.memory_folder}/*"])
+    left_out = {name: reason for name, reason in chosen.left_out.items() if not (target / name).exists()}
+    return ReadyRepo(target, "model", [*WEIGHT_FILES, f"{model_class.memory_folder}/*"], left_out)
 
 
-def _prepare_store(store_class: Any, folder: Path, target: Path, repo_id: str) -> ReadyRepo:
-    if (folder / MANIFEST_NAME).is_file():
+def choose_model_files(folder: Path, model_class: Any, include: Sequence[str] = ()) -> ChosenFiles:
+    """Files of a model's folder that go to the Hub; the contact sheet is one if the card shows it."""
+    patterns = model_files(model_class.tokenizer_folder, model_class.memory_folder)
+    results = folder / RESULTS_NAME
+    sheet = read_card_facts(results).contact_sheet if results.is_file() else None
+    return choose_files(folder, [*patterns, sheet] if sheet else patterns, include)
+
+
+def _prepare_store(store_class: Any, folder: Path, target: Path, repo_id: str, include: Sequence[str]) -> ReadyRepo:
+    recipe = folder / RECIPE_NAME
+    is_store = (folder / MANIFEST_NAME).is_file()
+    if not is_store and not (recipe.is_file() and (folder / CARD_NAME).is_file()):
+        raise FileNotFoundError(f"{folder} is no {store_class.store_word}: {MANIFEST_NAME} is missing.")
+    patterns = store_files() if is_store else (RECIPE_NAME, *_recipe_source(recipe))
+    chosen = choose_files(folder, patterns, include)
+    if is_store:
         store = store_class.from_pretrained(folder)  # checks it
-        present = folder / CARD_NAME
         if isinstance(store, store_class):
             card = store.card(store.manifest(), repo_id)
-            if present.is_file():
-                card = merge_cards(card, present.read_text(encoding="utf-8"))
+            if CARD_NAME in chosen.files:
+                card = merge_cards(card, chosen.files[CARD_NAME].read_text(encoding="utf-8"))
             (target / CARD_NAME).write_text(card, encoding="utf-8")
-    elif not (folder / CARD_NAME).is_file():
-        raise FileNotFoundError(f"{folder} is no {store_class.store_word}: {MANIFEST_NAME} is missing.")
-    _link_files(folder, target)
-    return ReadyRepo(target, "dataset", ["data/*", "index.faiss"])
+    link_files(chosen, target)
+    return ReadyRepo(target, "dataset", ["data/*", "index.faiss"], chosen.left_out)
 
 
-def _prepare_space(folder: Path, target: Path) -> ReadyRepo:
-    card = folder / CARD_NAME
-    if not card.is_file():
+def _recipe_source(recipe: Path) -> list[str]:
+    """The table that a recipe names, if it lies beside it."""
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    source = content.get("source") if isinstance(content, dict) else None
+    return [source] if isinstance(source, str) and (recipe.parent / source).is_file() else []
+
+
+def _prepare_space(folder: Path, target: Path, include: Sequence[str], own: Sequence[str] = ()) -> ReadyRepo:
+    card = choose_files(folder, ()).files.get(CARD_NAME)
+    if card is None:
         raise FileNotFoundError(f"{folder} has no {CARD_NAME}; a Space says there which `sdk` it runs.")
-    sdk = RepoCard(card.read_text(encoding="utf-8")).data.to_dict().get("sdk")
-    if sdk is None:
+    facts = RepoCard(card.read_text(encoding="utf-8")).data.to_dict()
+    if facts.get("sdk") is None:
         raise ValueError(f"The metadata of {card} has no `sdk`, such as gradio; a Space needs it.")
-    _link_files(folder, target)
-    return ReadyRepo(target, "space", space_sdk=sdk)
+    chosen = choose_files(folder, [*SPACE_FILES, *own, str(facts.get("app_file", "app.py"))], include)
+    link_files(chosen, target)
+    return ReadyRepo(target, "space", left_out=chosen.left_out, space_sdk=facts["sdk"])
 
 
-__all__ = ["KINDS", "ReadyRepo", "prepare_repo"]
+__all__ = ["KINDS", "ReadyRepo", "choose_model_files", "prepare_repo"]

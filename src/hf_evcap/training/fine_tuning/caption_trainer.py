@@ -24,10 +24,14 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from ...frozen_references import restore_referenced_parts
 from ...hub.model_card import write_model_card
+from ...hub.ready_repo import choose_model_files, prepare_repo
+from ...hub.repo_files import link_files
+from ...hub_upload import push_saved
 from ...metrics.caption_scores import bleu_scores, cider_scores
 from ...metrics.ptb_tokenizer import tokenize_captions
 from ...photo_rows import photo_keys
@@ -334,6 +338,64 @@ class CaptionTrainer(Seq2SeqTrainer):
         """Parts that a checkpoint only names: they lie in repos of their own."""
         if isinstance(self.model, PreTrainedModel) and os.path.isfile(os.path.join(folder, "config.json")):
             self._referenced_parts = restore_referenced_parts(self.model, folder)
+
+    # Publishing
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Uploads the finished model: what `hf-evcap push model OUTPUT_DIR` uploads, in one commit. Checkpoints, training
+        arguments and logs stay here.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`): Title of the commit.
+            blocking (`bool`, *optional*): Has no effect; the upload is done when this returns.
+            token, revision, kwargs: Of [`~huggingface_hub.HfApi.create_commit`] and of `create_model_card`.
+        """
+        private = kwargs.pop("private", self.args.hub_private_repo)
+        self.save_model()
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        return self._push_folder(self.args.output_dir, commit_message, token, revision, private)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Uploads a checkpoint's model, where there is a whole one; its optimizer is nobody else's."""
+        whole = os.path.isfile(os.path.join(checkpoint_folder, "config.json"))
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END and whole:
+            self._push_folder(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+
+    def _push_folder(
+        self,
+        folder: str,
+        commit_message: str | None,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> Any:
+        source = Path(folder).absolute()
+        repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+
+        def stage(staged: Path) -> None:
+            if (source / "config.json").is_file():
+                prepare_repo("model", str(source), staged, repo_id)
+            else:  # adapters alone
+                link_files(choose_model_files(source, type(self.model.get_base_model())), staged)
+
+        return push_saved(
+            stage,
+            repo_id,
+            commit_message=commit_message or "Upload model",
+            token=token or self.args.hub_token,
+            revision=revision or getattr(self.args, "hub_revision", None),
+            private=private,
+        )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the card of a captioner into `output_dir`; peft's own for adapters."""
