@@ -270,7 +270,7 @@ def test_training_pushes_the_model_alone(hub: Any, client: Any, tiny_dir: Path, 
         files = set(hub.files("model", f"alice/{name}"))
         weights = {"model.safetensors", "config.json", "modeling_evcap.py", "memory/memory_config.json"}
         assert files >= (weights if name == "trained" else {"adapter_model.safetensors", "adapter_config.json"})
-        kept = [file for file in files if "checkpoint" in file or "optimizer" in file or file.endswith(".bin")]
+        kept = [file for file in files if "checkpoint-" in file or "optimizer" in file or file.endswith(".bin")]
         assert kept == [] and not {"trainer_state.json", "train_results.json"} & files
     titles = hub.titles("model", "alice/trained")
     assert titles[-1] == "End of training" and "Training in progress, step 1" in titles
