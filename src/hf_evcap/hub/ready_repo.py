@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +123,7 @@ def _local_folder(source: str, repo_type: str) -> Path:
         return Path(snapshot_download(repo_id, repo_type=repo_type, revision=revision or None))
 
 
-def _prepare_model(
-    folder: Path, target: Path, repo_id: str, frozen: str | None, include: Sequence[str]
-) -> ReadyRepo:
+def _prepare_model(folder: Path, target: Path, repo_id: str, frozen: str | None, include: Sequence[str]) -> ReadyRepo:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no model: config.json is missing.")
     config = AutoConfig.from_pretrained(folder)
