@@ -87,7 +87,6 @@ def test_losses_from_the_cache_are_those_without_it(
         with torch.no_grad():
             for number in range(len(examples)):
                 batch = collate([examples[number]])
-                batch.pop("row")
                 found.append(tiny_model(**batch, logits_to_keep=batch["labels"].shape[1]).loss.item())
         return found
 
@@ -111,7 +110,6 @@ def test_smallcap_reads_caches_of_its_encoder(tiny_model: Any, listing: Path, tm
     for dataset in (photos, cache.attach(photos)):
         examples = CaptionExamples(dataset, processor)
         batch = collate([examples[number] for number in range(4)])
-        batch.pop("row")
         with torch.no_grad():
             losses.append(model(**batch).loss.item())
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)

@@ -27,7 +27,6 @@ def test_loss_is_that_of_single_captions(tiny_dir, processor, photos, attention)
     model = EVCapForConditionalGeneration.from_pretrained(tiny_dir, attn_implementation=attention)
     examples = [{"row": n, "image": photos[n], "caption_group": CAPTIONS[n], "epoch": 0} for n in range(2)]
     batch = PhotoCaptionCollator(processor)(examples)
-    batch.pop("row")
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits[:, -labels.shape[1] :]
     together = torch.nn.functional.cross_entropy(

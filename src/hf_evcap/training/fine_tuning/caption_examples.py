@@ -133,7 +133,7 @@ def with_captions(dataset: Any) -> Any:
         dataset = dataset._resolve_features()
     features = dataset.features
     image = find_photo_column(features, None, features)
-    if "vision_hidden_states" not in features:
+    if "vision_hidden_states" not in (dataset.column_names or features):  # of a feature cache, no column of the data
         image = need_column(image, features, "rename_column(NAME, 'image')", "The dataset has no column `image`")
     text = find_column(features, None, CAPTION_COLUMNS, "captions")
     text = need_column(text, features, "rename_column(NAME, 'captions')", "The dataset has no column `captions`")
