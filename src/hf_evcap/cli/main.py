@@ -16,6 +16,7 @@ VERBS = {
     "datastore": ("datastore", "build, edit, inspect and publish caption datastores"),
     "cache-features": ("cache_features", "run the frozen vision encoder once, so that training need not"),
     "train": ("train", "train a captioner on captioned photos"),
+    "plan": ("plan", "say what a model takes: parameters, memory, disk, hours"),
     "evaluate": ("evaluate", "caption a dataset and score the captions"),
     "convert": ("convert", "convert the reference implementation's checkpoints and memories"),
     "merge": ("merge", "write a model as one whole folder: frozen parts by reference, LoRA adapters"),

@@ -24,6 +24,7 @@ class PlanArguments:
     policy: str = field(default="paper", metadata={"help": "What is trained, as in `hf-evcap train`."})
     lora_parts: list[str] | None = field(default=None, metadata={"help": "Parts that get LoRA adapters."})
     lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_beside: str = field(default="paper", metadata={"help": "Policy whose modules are trained beside them."})
     batch_size: int = field(default=8, metadata={"help": "Photos at once on one GPU, in training and captioning."})
     dtype: str = field(
         default="auto",

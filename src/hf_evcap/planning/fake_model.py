@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
-from ..training.freezing import apply_policy
-from ..training.quantization import modules_in_full_precision
+from ..training.fine_tuning.freezing import apply_policy
+from ..training.fine_tuning.quantization import modules_in_full_precision
 
 
 # Bytes of a quantized weight's value. 4 bits: half a byte, for each 64 values a scale of one byte, and for each 256
@@ -47,9 +48,15 @@ def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype, attn_implementat
     return model
 
 
-def freeze(model: Any, policy: str, lora_parts: list[str] | None = None, lora_rank: int = 16) -> Any:
+def freeze(
+    model: Any,
+    policy: str,
+    lora_parts: list[str] | None = None,
+    lora_rank: int = 16,
+    lora_beside: str = "paper",
+) -> Any:
     """Leaves trainable what a policy trains, in float32, as `hf-evcap train` does."""
-    model = apply_policy(model, policy, lora_parts, lora_rank)
+    model = apply_policy(model, policy, lora_parts, lora_rank, lora_beside=lora_beside)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
@@ -64,13 +71,21 @@ def quantize(model: Any, config: PreTrainedConfig, quantization: str) -> None:
         model: Frozen, or with LoRA adapters; on the meta device.
         config ([`EVCapConfig`] or [`SmallCapConfig`]): The model's.
         quantization (`str`): `"8bit"` or `"4bit"`.
+
+    Raises:
+        ValueError: What is to be quantized is to be trained.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     kept = modules_in_full_precision(config)
     for name, module in list(base.named_modules()):
-        plain = name.replace(".base_layer", "")
-        inside = any(f"{plain}.".startswith(f"{part}.") for part in kept)
-        if not inside and isinstance(module, nn.Linear) and not module.weight.requires_grad:
+        plain = name.replace(".base_layer", "")  # of a layer with adapters
+        inside = any(f"{plain}.".startswith(f"{part}.") for part in kept) or ".lora_" in plain
+        if not inside and isinstance(module, (nn.Linear, Conv1D)):
+            if module.weight.requires_grad:
+                raise ValueError(
+                    f"The policy trains {name}, which is to be quantized: quantized weights cannot be trained. Choose "
+                    "lora, paper or another policy that leaves the language model frozen, or no quantization."
+                )
             owner, _, attribute = name.rpartition(".")
             setattr(base.get_submodule(owner), attribute, QuantizedLinear(module, BITS[quantization]))
 
@@ -110,13 +125,14 @@ class QuantizedLinear(nn.Module):
     A linear layer as large as bitsandbytes keeps it; for planning only, it computes nothing.
 
     Args:
-        layer (`nn.Linear`): What is quantized.
+        layer (`nn.Linear` or `Conv1D`): What is quantized.
         bits (`int`): 4 or 8.
     """
 
-    def __init__(self, layer: nn.Linear, bits: int) -> None:
+    def __init__(self, layer: nn.Linear | Conv1D, bits: int) -> None:
         super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
+        shape = layer.weight.shape[::-1] if isinstance(layer, Conv1D) else layer.weight.shape
+        self.out_features, self.in_features = shape
         device, values = layer.weight.device, layer.weight.numel()
         if bits == 4:
             size = values // 2 + values // 64 + 4 * (values // (64 * 256))

@@ -24,6 +24,7 @@ class TrainingMemory:
 
     Args:
         weights, gradients, optimizer (`int`): Of the whole model, of what is trained, of the optimizer's states.
+        memory (`int`): Keys of the memory or datastore.
         activations (`int`): All else at the peak: activations kept for the backward pass, and temporaries.
         flops (`int`): Floating-point operations of the step.
     """
@@ -31,13 +32,14 @@ class TrainingMemory:
     weights: int
     gradients: int
     optimizer: int
+    memory: int
     activations: int
     flops: int
 
     @property
     def peak(self) -> int:
         """`int`: Bytes at the peak."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.memory + self.activations
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,35 @@ class CaptionMemory:
     Args:
         weights (`int`): Of the whole model.
         cache (`int`): Keys and values of the language model at the end of the caption, of all photos and beams.
+        memory (`int`): Keys of the memory or datastore.
         activations (`int`): All else at the peak.
         flops (`int`): Floating-point operations for the batch.
     """
 
     weights: int
     cache: int
+    memory: int
     activations: int
     flops: int
 
     @property
     def peak(self) -> int:
         """`int`: Bytes at the peak."""
-        return self.weights + self.cache + self.activations
+        return self.weights + self.cache + self.memory + self.activations
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """
+    What the vision encoder makes of a photo.
+
+    Args:
+        shape (`tuple[int, ...]`): Patches and width.
+        flops (`int`): Floating-point operations for the batch.
+    """
+
+    shape: tuple[int, ...]
+    flops: int
 
 
 def base_of(model: Any) -> Any:
@@ -80,9 +98,8 @@ def rehearse_training(
     optim: str = "adamw_torch",
     autocast: torch.dtype | None = None,
     gradient_checkpointing: bool = False,
-    cached_features: bool = False,
     device: str = "cuda",
-) -> TrainingMemory:
+) -> tuple[TrainingMemory, TrainingMemory]:
     """
     Goes through a training step; its peak is that of a later step, when the optimizer has its states.
 
@@ -91,21 +108,29 @@ def rehearse_training(
         workload ([`Workload`]): Sizes of the batch.
         optim (`str`, *optional*, defaults to `"adamw_torch"`): As in `transformers.TrainingArguments`.
         autocast (`torch.dtype`, *optional*): Of mixed precision.
-        gradient_checkpointing, cached_features (`bool`, *optional*): As in `hf-evcap train`.
+        gradient_checkpointing (`bool`, *optional*, defaults to `False`): As in `hf-evcap train`.
         device (`str`, *optional*, defaults to `"cuda"`): For which the optimizer chooses its way of working.
+
+    Returns:
+        `tuple`: A step from photos, and from features that the vision encoder gave before; the latter means something
+        where the encoder is frozen.
     """
+    base = base_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer versions of transformers have a second name for it
-        base = base_of(model)
         (base.gradient_checkpointing_enable if gradient_checkpointing else base.gradient_checkpointing_disable)()
     model.train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = make_optimizer(optim, trained, device)
-
-    with PeakMemory(weights_of(model)) as memory:
-        weights = memory.now
+    photos = workload.photos()
+    with PeakMemory([*weights_of(model), photos]) as memory:
+        inputs = storage_bytes([photos])
+        weights = memory.now - inputs
         with _autocast(autocast):
-            loss = training_loss(model, workload, cached_features)
+            features = [base.get_vision_hidden_states(photos)]
+            encoding, encoded = memory.flops, memory.peak
+            memory.reset_peak()
+            loss = training_loss(model, workload, features)
         loss.backward()
         del loss
         flops, peak = memory.flops, memory.peak
@@ -113,37 +138,38 @@ def rehearse_training(
         gradients = storage_bytes(weight.grad for weight in reached)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        states = memory.now - weights - gradients
+        states = memory.now - weights - gradients - inputs
         memory.reset_peak()
         optimizer.step()  # from the second step on it has its states
         peak = max(peak + states, memory.peak)
         optimizer.zero_grad(set_to_none=True)
-    return TrainingMemory(weights, gradients, states, peak - weights - gradients - states, flops)
+    held = weights + gradients + states
+
+    def figures(peak: int, flops: int) -> TrainingMemory:
+        return TrainingMemory(weights, gradients, states, workload.memory_bytes, peak - held, flops)
+
+    return figures(max(encoded + states, peak), flops), figures(peak, flops - encoding)
 
 
-def rehearse_captioning(model: Any, workload: Workload) -> CaptionMemory:
+def rehearse_captioning(model: Any, workload: Workload) -> tuple[CaptionMemory, FeatureShape]:
     """
     Goes through captioning a batch of photos: encoding, prompt, and the last token of captions of full length.
 
     Args:
         model: Of fake tensors; in their mode.
         workload ([`Workload`]): Sizes of the batch, `num_beams` and `new_tokens`.
-    """
-    base = base_of(model)
-    model.eval()
 
+    Returns:
+        `tuple`: What it takes, and what the vision encoder gave.
+    """
+    model.eval()
     with torch.no_grad(), PeakMemory(weights_of(model)) as memory:
         weights = memory.now
-        cache = _write_last_token(base, workload, *prompt_inputs(base, workload))
-    return CaptionMemory(weights, cache, max(0, memory.peak - weights - cache), memory.flops)
-
-
-def rehearse_encoding(model: Any, workload: Workload) -> tuple[int, torch.Size]:
-    """Operations of the vision encoder for a batch of photos, and the shape of a photo's features."""
-    base = base_of(model)
-    with torch.no_grad(), PeakMemory(weights_of(model)) as memory:
-        features = base.get_vision_hidden_states(workload.photos())
-    return memory.flops, features.shape[1:]
+        features = [model.get_vision_hidden_states(workload.photos())]
+        encoded = FeatureShape(tuple(features[0].shape[1:]), memory.flops)
+        cache = _write_last_token(model, workload, *prompt_inputs(model, workload, features))
+    activations = max(0, memory.peak - weights - cache)
+    return CaptionMemory(weights, cache, workload.memory_bytes, activations, memory.flops), encoded
 
 
 @contextlib.contextmanager
@@ -152,38 +178,46 @@ def _autocast(dtype: torch.dtype | None) -> Iterator[None]:
         yield
 
 
-def training_loss(model: Any, workload: Workload, cached_features: bool = False) -> torch.Tensor:
-    """The loss of a batch, computed as [`CaptionTrainer`] does: the head runs on the captions' columns alone."""
+def training_loss(model: Any, workload: Workload, features: list[torch.Tensor]) -> torch.Tensor:
+    """
+    The loss of a batch, computed as [`CaptionTrainer`] does: the head runs on the captions' columns alone.
+
+    Args:
+        model: Of fake tensors, frozen.
+        workload ([`Workload`]): Sizes of the batch.
+        features (`list[torch.Tensor]`): What the vision encoder gave, alone in a list from which it is taken, so that
+            it is let go as soon as in a real step.
+    """
     base = base_of(model)
-    with torch.no_grad():
-        features = base.get_vision_hidden_states(workload.photos()).float() if cached_features else None
-    photos = {"vision_hidden_states": features} if cached_features else {"pixel_values": workload.photos()}
     labelled = workload.caption_tokens + 1
     length = workload.sequence_tokens + workload.caption_tokens
     labels = torch.ones(workload.batch_size, labelled, dtype=torch.long)
     options: dict[str, Any] = {"use_cache": False}
-    if "logits_to_keep" in inspect.signature(base.language_model.forward).parameters:
+    if _keeps_logits(base):
         options["logits_to_keep"] = labelled
     else:
         labels = torch.nn.functional.pad(labels, (length - labelled, 0), value=-100)
     mask = torch.ones(workload.batch_size, length, dtype=torch.long)
     ids = torch.ones(workload.batch_size, length - workload.prefix_tokens, dtype=torch.long)
     if base.config.model_type == "evcap":
-        prefix = base.encode_images(**photos, names=_names(workload)).prefix
+        prefix = base.encode_images(vision_hidden_states=features.pop(), names=_names(workload)).prefix
         inputs = {"inputs_embeds": _with_prefix(base, prefix, ids)}
+        del prefix
     else:
-        inputs = {"input_ids": ids, **photos}
+        inputs = {"input_ids": ids, "vision_hidden_states": features.pop()}
     return model(**inputs, attention_mask=mask, labels=labels, **options).loss.float()
 
 
-def prompt_inputs(model: Any, workload: Workload) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Embedded prompts of a batch of photos, and what else the language model is given."""
+def prompt_inputs(
+    model: Any, workload: Workload, features: list[torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Embedded prompts of a batch of photos, and what else the language model is given; `features` as above."""
     ids = torch.ones(workload.batch_size, workload.sequence_tokens - workload.prefix_tokens, dtype=torch.long)
     if model.config.model_type == "evcap":
-        prefix = model.encode_images(workload.photos(), names=_names(workload)).prefix
+        prefix = model.encode_images(vision_hidden_states=features.pop(), names=_names(workload)).prefix
         return _with_prefix(model, prefix, ids), {}
-    features = model.get_image_features(workload.photos()).vision_hidden_states
-    return model.get_input_embeddings()(ids), {"encoder_hidden_states": model._decoder_features(features)}
+    seen = model.get_image_features(vision_hidden_states=features.pop()).vision_hidden_states
+    return model.get_input_embeddings()(ids), {"encoder_hidden_states": model._decoder_features(seen)}
 
 
 def _names(workload: Workload) -> EVCapRetrievedNames:
@@ -204,30 +238,24 @@ def _write_last_token(model: Any, workload: Workload, prompt: torch.Tensor, inpu
     """The prompt once a photo, its cache given to the beams, a caption's tokens; returns the cache's bytes."""
     beams = workload.num_beams
     mask = torch.ones(prompt.shape[:2], dtype=torch.long)
-    given = model._shared_prefill(prompt, mask, inputs, {"num_beams": beams})
-    rows = [tensor.repeat_interleave(beams, dim=0) for tensor in (prompt, mask)]
+    cache = model._shared_prefill(prompt, mask, inputs, {"num_beams": beams})
+    prompt = prompt.repeat_interleave(beams, dim=0)
     inputs = {name: tensor.repeat_interleave(beams, dim=0) for name, tensor in inputs.items()}
-    cache = given.get("past_key_values") or model._empty_cache()
-    first = rows[0][:, -1:] if given else rows[0]
-    words = model.get_input_embeddings()(torch.ones(len(first), workload.new_tokens - 1, dtype=torch.long))
-    for chunk in (first, words[:, :-1], words[:, -1:]):  # all but the last token at once; they stay in the cache
-        if not chunk.shape[1]:
-            continue
-        seen = cache.get_seq_length() + chunk.shape[1]
-        logits = model.language_model(
-            inputs_embeds=chunk,
-            attention_mask=torch.ones(len(chunk), seen, dtype=torch.long),
-            past_key_values=cache,
-            use_cache=True,
-            **_last_logits(model),
-            **inputs,
-        ).logits
-        _choose_beams(logits[:, -1], workload)
+    read = prompt if cache is None else prompt[:, -1:]
+    cache = model._empty_cache() if cache is None else cache
+    words = model.get_input_embeddings()(torch.ones(len(prompt), workload.new_tokens - 1, dtype=torch.long))
+    head = {"logits_to_keep": 1} if _keeps_logits(model) else {}
+    for chunk in (read, words[:, :-1], words[:, -1:]):  # all but the last token at once; they stay in the cache
+        if chunk.shape[1]:
+            seen = torch.ones(len(chunk), cache.get_seq_length() + chunk.shape[1], dtype=torch.long)
+            _, outputs = model.run_language_model(chunk, seen, cache=cache, use_cache=True, **head, **inputs)
+            _choose_beams(outputs.logits[:, -1], workload)
     return storage_bytes(_cached_tensors(cache))
 
 
-def _last_logits(model: Any) -> dict[str, int]:
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.language_model.forward).parameters else {}
+def _keeps_logits(model: Any) -> bool:
+    """Whether the language model's head can run on the last tokens alone."""
+    return "logits_to_keep" in inspect.signature(model.language_model.forward).parameters
 
 
 def _choose_beams(logits: torch.Tensor, workload: Workload) -> None:
@@ -245,8 +273,9 @@ def _cached_tensors(cache: Any) -> list[torch.Tensor]:
 
 __all__ = [
     "CaptionMemory",
+    "FeatureShape",
     "TrainingMemory",
+    "base_of",
     "rehearse_captioning",
-    "rehearse_encoding",
     "rehearse_training",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,12 @@ from transformers import AutoProcessor, PreTrainedConfig
 from transformers.utils import cached_file
 
 from ..processing_evcap import EVCapProcessor
+from ..store_files import MANIFEST_NAME
+from .arguments import PlanArguments
+
+
+FAMILIES = {"evcap": "memory", "smallcap": "datastore"}  # with the folder of what is retrieved from
+CAPTIONING = {"evcap": {"num_beams": 5, "max_new_tokens": 32}, "smallcap": {"num_beams": 3, "max_new_tokens": 25}}
 
 
 # Tokens of a caption with its end: the longest for which there must be room, and the longest of a usual batch of six.
@@ -21,6 +27,7 @@ from ..processing_evcap import EVCapProcessor
 LONGEST_CAPTION = 48
 LONGEST_OF_BATCH = 20
 MEAN_CAPTION = 14
+SMALLCAP_CAPTION = 25  # without the end; of the reference's processor
 NAME_TOKENS = 4  # of a retrieved name with its separator
 CHARACTERS_A_TOKEN = 3  # of a prompt, where there is no tokenizer to ask; English has more
 
@@ -55,6 +62,11 @@ class Workload:
     def sequence_tokens(self) -> int:
         """`int`: Tokens of a prompt, the photo's vectors among them."""
         return self.prefix_tokens + self.prompt_tokens
+
+    @property
+    def memory_bytes(self) -> int:
+        """`int`: Bytes of the memory's or datastore's keys as they are searched, in float32."""
+        return 4 * self.memory_shape[0] * self.memory_shape[1]
 
     def photos(self) -> torch.Tensor:
         """`torch.FloatTensor` of shape `(batch_size, 3, height, width)`."""
@@ -118,4 +130,50 @@ def retrieved_lengths(config: PreTrainedConfig, caption: int) -> tuple[int, int]
     return 0, max(1, min(config.max_name_length, NAME_TOKENS * config.num_retrieved_names))
 
 
-__all__ = ["Workload", "image_size", "prompt_tokens", "read_json", "retrieved_lengths"]
+def make_workload(arguments: PlanArguments, config: PreTrainedConfig, source: str | None) -> Workload:
+    """Sizes of the largest batch: longest captions, and prompts full of them."""
+    hub = {"revision": arguments.revision} if arguments.config is None else {}
+    processor = {} if source is None else read_json(source, "processor_config.json", **hub)
+    generation = {} if source is None else read_json(source, "generation_config.json", **hub)
+    writing = {**CAPTIONING[config.model_type], **{name: value for name, value in generation.items() if value}}
+    is_smallcap = config.model_type == "smallcap"
+    longest = processor.get("max_caption_length", SMALLCAP_CAPTION)
+    in_prompt, for_fusion = retrieved_lengths(config, longest)
+    given = arguments.prompt_tokens
+    return Workload(
+        batch_size=arguments.batch_size,
+        image_size=image_size(config.vision_config, processor),
+        prefix_tokens=0 if is_smallcap else config.num_prefix_tokens,
+        prompt_tokens=in_prompt + prompt_tokens(source, config, processor, **hub) if given is None else given,
+        retrieved_tokens=arguments.retrieved_tokens or for_fusion,
+        caption_tokens=arguments.max_caption_length or (longest + 1 if is_smallcap else LONGEST_CAPTION),
+        num_beams=arguments.num_beams or writing["num_beams"],
+        new_tokens=arguments.max_new_tokens or writing["max_new_tokens"],
+        memory_shape=_memory_shape(arguments, config, source, hub),
+    )
+
+
+def usual_batch(workload: Workload, config: PreTrainedConfig, arguments: PlanArguments) -> Workload:
+    """The same with captions of the usual length, for operations and hours."""
+    prompt = workload.prompt_tokens
+    if arguments.prompt_tokens is None and workload.caption_tokens > MEAN_CAPTION:
+        longest, usual = (retrieved_lengths(config, tokens)[0] for tokens in (workload.caption_tokens, MEAN_CAPTION))
+        prompt = max(1, prompt - longest + usual)
+    return replace(workload, caption_tokens=min(workload.caption_tokens, LONGEST_OF_BATCH), prompt_tokens=prompt)
+
+
+def _memory_shape(
+    arguments: PlanArguments, config: PreTrainedConfig, source: str | None, hub: dict[str, Any]
+) -> tuple[int, int]:
+    folder = FAMILIES[config.model_type]
+    manifest = {} if source is None else read_json(source, f"{folder}/{MANIFEST_NAME}", **hub)
+    rows = manifest.get("rows", 0) if arguments.memory_rows is None else arguments.memory_rows
+    if "dim" in manifest:
+        return rows, manifest["dim"]
+    if config.retrieval_space == "vision":
+        return rows, config.retrieval_options["key_size"]
+    vision = getattr(config.vision_config, "projection_dim", 768)  # an external encoder's keys are of another size
+    return rows, config.qformer_config.hidden_size if config.model_type == "evcap" else vision
+
+
+__all__ = ["FAMILIES", "Workload", "make_workload", "usual_batch"]
