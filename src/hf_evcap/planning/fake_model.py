@@ -28,7 +28,7 @@ def fake_mode() -> FakeTensorMode:
 
 def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str | None = None) -> Any:
     """
-    Makes a model on the meta device with its weights in the precision in which `from_pretrained` would load them.
+    Makes a frozen model on the meta device, its weights in the precision in which `from_pretrained` would load them.
 
     Args:
         config ([`EVCapConfig`] or [`SmallCapConfig`]): The model's.
@@ -37,7 +37,7 @@ def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype, attn_implementat
     """
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, **options)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, **options).requires_grad_(False)
     kept = set(model._keep_in_fp32_modules_strict or ()) if dtype != torch.float32 else set()
     if dtype == torch.float16:
         kept |= set(model._keep_in_fp32_modules or ())

@@ -54,11 +54,15 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(storage.nbytes() for storage in {id(s): s for s in (t.untyped_storage() for t in tensors)}.values())
 
 
+_CONVOLUTIONS = {torch.ops.aten.convolution, torch.ops.aten.convolution_backward}
+
+
 class PeakMemory(TorchDispatchMode):
     """
     Follows the storages that operations make, from their birth to their end, and counts floating-point operations.
 
-    Inside an operation nothing is seen: work space of a kernel is not counted, nor what an allocator keeps for later.
+    Work space inside of an operation is not seen, but for convolutions', which is counted as a copy of what goes in;
+    nor is what an allocator keeps for later.
 
     Args:
         held (`Iterable[torch.Tensor]`): Tensors that are there already, such as a model's weights: counted in all
@@ -112,6 +116,8 @@ class PeakMemory(TorchDispatchMode):
         for value in tree_leaves(result):
             if isinstance(value, torch.Tensor):
                 self._add(value.untyped_storage())
+        if func._overloadpacket in _CONVOLUTIONS and args[1].shape[2:].numel() > 1:
+            self.peak = max(self.peak, self.now + args[0].nbytes)
         return result
 
 
