@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,7 +249,7 @@ def test_quantized_weights_have_their_size(text: str, quantization: str, size: f
 
 
 def _is_matrix_of_a_layer(name: str) -> bool:
-    return name.endswith("weight") and (".layers." in name or ".h." in name) and "norm" not in name and ".ln_" not in name
+    return re.search(r"\.(layers|h)\..*(?<!norm)(?<!ln_[12])\.weight$", name) is not None
 
 
 @pytest.mark.parametrize(
@@ -351,7 +352,8 @@ def test_a_saved_model_is_planned_with_its_own_memory_prompt_and_beams(
         (["--policy", "full", "--quantization", "4bit"], "quantized weights cannot be trained"),
         (["--policy", "full", "--feature_cache"], "trains the vision encoder"),
         (["--policy", "lora", "--lora_parts", "voice"], "no linear layers to adapt in 'voice'"),
-        (["--accelerate_config", "nowhere.yaml"], "There is no accelerate configuration nowhere.yaml"),
+        (["--accelerate_config", "nowhere/a.yaml"], "There is no accelerate configuration nowhere/a.yaml"),
+        (["--config", "evcap-vicuna-99b"], "nor a configuration of the package"),
     ],
 )
 def test_bad_options_get_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
@@ -361,7 +363,7 @@ def test_bad_options_get_one_line(options: list[str], message: str, capsys: pyte
     assert len(printed.splitlines()) == 1 or "nobody/nothing" in printed  # transformers' own message is longer
 
 
-@pytest.mark.parametrize("content", ["distributed_type: NONSENSE\n", "a: [", "distributed_type: MULTI_GPU\nx: 1\n", ""])
+@pytest.mark.parametrize("content", ["distributed_type: NONSENSE", "a: [", "distributed_type: MULTI_GPU\nx: 1", ""])
 def test_bad_launch_files_are_named(content: str, tmp_path: Path) -> None:
     file = tmp_path / "launch.yaml"
     file.write_text(content, encoding="utf-8")

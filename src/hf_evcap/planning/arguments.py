@@ -16,7 +16,8 @@ class PlanArguments:
         default=None, metadata={"help": "Model folder or Hub id; its weights are not looked at. Default: evcap-tiny."}
     )
     config: str | None = field(
-        default=None, metadata={"help": "A model's config.json, or a folder with one, instead of --model."}
+        default=None,
+        metadata={"help": "For --model: a config.json, a folder with it, a name of `hf-evcap configs`."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a Hub repo."})
@@ -46,14 +47,16 @@ class PlanArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "Such as sdpa or eager."})
 
     num_beams: int | None = field(default=None, metadata={"help": "Beams of captioning; the model's own."})
-    max_new_tokens: int | None = field(default=None, metadata={"help": "Tokens of a caption written; the model's own."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens of a written caption; the model's own."}
+    )
     max_caption_length: int | None = field(
         default=None,
         metadata={"help": "Longest caption in training, in tokens. Default: 48, for SmallCap 26."},
     )
     prompt_tokens: int | None = field(
         default=None,
-        metadata={"help": "Tokens of the prompt without the photo. Default: counted by the tokenizer, else estimated."},
+        metadata={"help": "Tokens of the prompt beside the photo. Default: counted by the tokenizer, or estimated."},
     )
     retrieved_tokens: int | None = field(
         default=None,
@@ -65,7 +68,8 @@ class PlanArguments:
 
     gpus: int | None = field(default=None, metadata={"help": "Processes that train together."})
     accelerate_config: str | None = field(
-        default=None, metadata={"help": "File of `accelerate launch --config_file`: DDP, FSDP or DeepSpeed."}
+        default=None,
+        metadata={"help": "DDP, FSDP or DeepSpeed: a file of `accelerate launch` or a name of `hf-evcap configs`."},
     )
     device: Literal["cuda", "cpu"] = field(
         default="cuda", metadata={"help": "Where it is to run; PyTorch's optimizers work otherwise on a CPU."}
@@ -79,7 +83,7 @@ class PlanArguments:
     num_train_epochs: float = field(default=1, metadata={"help": "Epochs."})
     tflops: float | None = field(
         default=None,
-        metadata={"help": "TFLOP/s that a GPU really does, for hours: some 40 percent of a data sheet's, or measured."},
+        metadata={"help": "TFLOP/s that a GPU really does, for hours; scripts/gpu_check.py measures them."},
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A model of any size without its weights: fake tensors have a shape, a precision and a size in bytes, but no values."""
+"""A model of any size without its weights: fake tensors have shapes, precisions and sizes in bytes, but no values."""
 
 from __future__ import annotations
 

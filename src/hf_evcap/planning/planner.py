@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 import hf_evcap
 
+from ..hub.ready_configs import find_config
 from .advice import advise
 from .arguments import PlanArguments
 from .fake_model import build_on_meta, fake_mode, make_fake, quantize
@@ -27,7 +28,7 @@ def plan_model(model: str | PreTrainedConfig | None = None, **options: Any) -> M
 
     The model is built without weights, and a training step and a caption are gone through on tensors that have shapes
     but no values; so the figures follow the code of whatever encoder and language model the configuration names. Not
-    counted: what PyTorch and the driver take for themselves (0.5 to 1 GB on a GPU), and gaps in the allocator's memory.
+    counted: what PyTorch and the driver take for themselves, and gaps in the allocator's memory; `fits` leaves 1 GB.
 
     Args:
         model (`str` or [`~transformers.PreTrainedConfig`], *optional*): A folder, a Hub id, or a configuration; the
@@ -67,10 +68,10 @@ def load_config(arguments: PlanArguments) -> tuple[PreTrainedConfig, str]:
         source = arguments.model or hf_evcap.default_model()
         hub = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
         return AutoConfig.from_pretrained(source, **hub), str(source)
-    given = Path(arguments.config)
+    given = Path(find_config(arguments.config))
     file = given / "config.json" if given.is_dir() else given
     if not file.is_file():
-        raise FileNotFoundError(f"There is no configuration {file}.")
+        raise FileNotFoundError(f"There is no configuration {file}; `hf-evcap configs` lists those of the package.")
     config = AutoConfig.from_pretrained(file, trust_remote_code=arguments.trust_remote_code)
     return config, str(file.parent)
 
@@ -100,9 +101,7 @@ def _plan(arguments: PlanArguments, config: PreTrainedConfig, source: str | None
         training[variant(checkpointing, False)] = from_photos
         if run.can_cache_features:
             training[variant(checkpointing, True)] = from_features
-    usual = run.step(
-        usual_batch(workload, config, arguments), arguments.gradient_checkpointing or launch.checkpoints
-    )
+    usual = run.step(usual_batch(workload, config, arguments), arguments.gradient_checkpointing or launch.checkpoints)
     plan = ModelPlan(
         arguments=arguments,
         source=source or type(config).__name__,

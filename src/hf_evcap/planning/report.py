@@ -21,7 +21,9 @@ COLUMNS = ("weights", "gradients", "optimizer", "memory", "activations", "total"
 
 def describe(plan: ModelPlan) -> str:
     """The whole plan, as `hf-evcap plan` prints it."""
-    return "\n\n".join("\n".join(lines) for lines in (_model(plan), _memory(plan), _advice(plan), _rest(plan)) if lines)
+    return "\n\n".join(
+        "\n".join(lines) for lines in (_model(plan), _memory(plan), _advice(plan), _rest(plan)) if lines
+    )
 
 
 def gigabytes(size: float) -> str:

@@ -6,12 +6,12 @@ Activations are those of the process's own batch in each case; weights, gradient
 | launch | weights | gradients | optimizer | besides |
 | --- | --- | --- | --- | --- |
 | DDP | all | all | all | buckets as large as the gradients, in which they are summed |
-| FSDP2 | share | share | share | gathered: what no layer holds, the head, and two layers (one in use, one on its way) |
+| FSDP2 | share | share | share | gathered: what no layer holds, the head, two layers (one in use, one to come) |
 | ZeRO-1, ZeRO-2 | all | all, share | share | buckets of 5e8 gradients at most |
 | ZeRO-3 | share | share | share | gathered: 1e9 values at most; the same buckets |
 
-DeepSpeed's limits are the defaults of its `stage3_max_live_parameters` and `reduce_bucket_size`; with mixed precision it
-keeps what is trained once more in float32, together with the optimizer's states, and all parts in half precision.
+DeepSpeed's limits are the defaults of its `stage3_max_live_parameters` and `reduce_bucket_size`; with mixed precision
+it keeps what is trained once more in float32, together with the optimizer's states, and all parts in half precision.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from torch import nn
 
+from ..hub.ready_configs import find_config
 from .peak_memory import storage_bytes
 from .rehearsal import TrainingMemory, base_of
 
@@ -69,7 +70,8 @@ def read_launch(accelerate_config: str | None = None, gpus: int | None = None) -
     The launch that a file of `accelerate launch` describes.
 
     Args:
-        accelerate_config (`str`, *optional*): The file; without one, several GPUs train by DDP.
+        accelerate_config (`str`, *optional*): The file, or a name of `hf-evcap configs` such as `accelerate/fsdp`;
+            without one, several GPUs train by DDP.
         gpus (`int`, *optional*): Processes, before the file's.
 
     Raises:
@@ -78,15 +80,16 @@ def read_launch(accelerate_config: str | None = None, gpus: int | None = None) -
     """
     if accelerate_config is None:
         return Launch("ddp" if (gpus or 1) > 1 else "single", gpus or 1)
-    if not Path(accelerate_config).is_file():
+    file = find_config(accelerate_config)
+    if not Path(file).is_file():
         raise FileNotFoundError(f"There is no accelerate configuration {accelerate_config}.")
     try:
-        config: Any = load_config_from_file(accelerate_config)
+        config: Any = load_config_from_file(file)
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{accelerate_config} is not a configuration of `accelerate launch`: {first}") from error
     processes = gpus or max(1, config.num_processes)
-    common = {"processes": processes, "mixed_precision": str(config.mixed_precision or "no")}
+    common: dict[str, Any] = {"processes": processes, "mixed_precision": str(config.mixed_precision or "no")}
     kind = config.distributed_type.value
     if kind == "NO" or kind.startswith("MULTI_"):
         return Launch("single" if processes == 1 else "ddp", **common)
