@@ -104,6 +104,7 @@ def serve(hub: HubServer, repo_id: str, folder: Path) -> None:
     """Puts a folder's files into a repo of the Hub, whoever its owner is."""
     repo = Repo("model", repo_id)
     files = {file.name: Blob(file.read_bytes(), file.suffix in (".safetensors", ".bin")) for file in folder.iterdir()}
+    hub.objects.update({blob.sha256: blob.data for blob in files.values() if blob.lfs})
     repo.branches["main"] = repo.store(files, "parts", None)
     hub.repos["model", repo_id] = repo
 

@@ -36,7 +36,8 @@ class Lengths:
     def __init__(self, model: Any) -> None:
         self.sequence = self.names = self.caption = 0
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        base.language_model.base_model.register_forward_pre_hook(self._sequence, with_kwargs=True)
+        layers = base.language_model.base_model
+        getattr(layers, "decoder", layers).register_forward_pre_hook(self._sequence, with_kwargs=True)
         if hasattr(base, "fusion_qformer"):
             base.fusion_qformer.embeddings.register_forward_pre_hook(self._names)
 
