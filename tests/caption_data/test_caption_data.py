@@ -99,6 +99,15 @@ def test_a_benchmark_by_name_finds_its_file_and_its_test_split(folder: Path) -> 
     assert len(load_caption_data("nocaps", "val", annotations=folder, images=folder / "photos")) == 2
 
 
+def test_a_benchmark_by_name_where_its_photos_lie_in_a_folder_of_that_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "photos").rename(folder / "flickr30k")
+    coco_karpathy(folder).rename(folder / "dataset_flickr30k.json")
+    monkeypatch.chdir(folder)
+    assert load_caption_data("flickr30k", images="flickr30k")["image_id"][:] == ["42"]
+
+
 def test_coco_2014_names_are_found_among_the_photos_of_2017(folder: Path) -> None:
     file = coco_karpathy(folder)
     (folder / "photos" / "val2017").mkdir()

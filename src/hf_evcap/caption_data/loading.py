@@ -90,7 +90,8 @@ def load_caption_data(
     if on_error not in ("raise", "skip"):
         raise ValueError(f'`on_error` must be "raise" or "skip", got {on_error!r}.')
     source = os.fspath(name_or_path)
-    if source in KNOWN_DATASETS and not os.path.exists(source):
+    placed = images is not None or annotations is not None  # the folder of photos may be called as the benchmark is
+    if source in KNOWN_DATASETS and (placed or not os.path.exists(source)):
         known = KNOWN_DATASETS[source]
         file = find_annotations(source, annotations, images)
         format = format or known.format
