@@ -254,8 +254,9 @@ def _write_last_token(model: Any, workload: Workload, prompt: torch.Tensor, inpu
 
 
 def _keeps_logits(model: Any) -> bool:
-    """Whether the language model's head can run on the last tokens alone."""
-    return "logits_to_keep" in inspect.signature(model.language_model.forward).parameters
+    """Whether the language model's head can run on the last tokens alone; SmallCap's decoders can."""
+    known = inspect.signature(model.language_model.forward).parameters
+    return model.config.model_type == "smallcap" or "logits_to_keep" in known
 
 
 def _choose_beams(logits: torch.Tensor, workload: Workload) -> None:
