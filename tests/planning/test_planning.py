@@ -386,3 +386,19 @@ def test_precisions_that_do_not_run_are_told_apart() -> None:
     with pytest.raises(ValueError, match="does not run with frozen parts in bfloat16 .* mixed precision"):
         plan_model(config, dtype="bfloat16")
     assert plan_model(config, dtype="bfloat16", bf16=True).training["plain"].peak > 0
+
+
+# The page
+
+
+def test_the_commands_of_the_page_run(capsys: pytest.CaptureFixture) -> None:
+    text = (HUB_CONFIGS.parent / "docs" / "planning.md").read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"^```sh\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)).splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        program, *words = line.split()
+        assert program == "hf-evcap" and main(words) == 0
+        assert capsys.readouterr().out
+    assert plan_model(str(HUB_CONFIGS / "smallcap-7m")).trainable_parameters == int(
+        re.search(r"plan\.trainable_parameters  # (\d+)", text)[1]
+    )

@@ -137,7 +137,7 @@ class QuantizedLinear(nn.Module):
         if bits == 4:
             size = values // 2 + values // 64 + 4 * (values // (64 * 256))
         else:
-            size = values + 4 * layer.out_features
+            size = values + 4 * self.out_features
         self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8, device=device), requires_grad=False)
         self.bias = layer.bias
 
