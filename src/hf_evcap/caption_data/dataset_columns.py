@@ -150,6 +150,12 @@ def standardize(
         splits = list(dataset["split"]) if "split" in dataset.column_names else None
         dataset = dataset.select(rows_of_split(splits, split, what, len(dataset)))
     found = find_columns(dataset.features, columns, what)
+    if require_captions and found["captions"] is None:
+        raise ValueError(
+            f"{what} has no captions; its columns are {', '.join(dataset.column_names)}. Tell which has them with "
+            '`caption_column`, or list photos with captions in a file beside them, metadata.jsonl: {"file_name": '
+            '"1.jpg", "captions": ["a cat"]}.'
+        )
     image_column = str(found["image"])
     places = [f"{what}, row {row}" for row in range(len(dataset))]
     if _holds_names(dataset.features[image_column]):

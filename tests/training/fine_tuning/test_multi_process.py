@@ -79,7 +79,6 @@ def test_the_loss_is_the_mean_over_tokens(processor: Any, photos: list) -> None:
     def loss_of(rows: list[int], **options: Any) -> tuple[float, int]:
         examples = [{"image": photos[row], "caption": captions[row], "row": row} for row in rows]
         batch = collate(examples)
-        batch.pop("row")
         with torch.no_grad():
             outputs = model(**batch, logits_to_keep=batch["labels"].shape[1], **options)
         return outputs.loss.item(), int((batch["labels"] != -100).sum())
