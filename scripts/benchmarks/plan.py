@@ -170,6 +170,8 @@ def run_case(folder: Path, case: str) -> dict[str, Any]:
     model, _ = load_model(ModelArguments(str(source), policy=policy, dtype=options.get("dtype", "float32")), training)
     if options.get("feature_cache"):
         photos = VisionFeatureCache.open(folder / "features", model, processor).attach(photos)
+    for weight in model.parameters():
+        weight.data = weight.data.clone()  # from here on the checkpoint's file is not in memory, too
     lengths = Lengths(model)
     more = {name: options[name] for name in ("bf16", "gradient_checkpointing") if name in options}
     peak.start()

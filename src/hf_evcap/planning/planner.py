@@ -66,8 +66,12 @@ def load_config(arguments: PlanArguments) -> tuple[PreTrainedConfig, str]:
     """The model's configuration, and the folder or Hub id that it is from."""
     if arguments.config is None:
         source = arguments.model or hf_evcap.default_model()
-        hub = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
-        return AutoConfig.from_pretrained(source, **hub), str(source)
+        hub: dict[str, Any] = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
+        try:
+            return AutoConfig.from_pretrained(source, **hub), str(source)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise OSError(f"Could not read the configuration of {source}, a folder or Hub id: {reason}") from error
     given = Path(find_config(arguments.config))
     file = given / "config.json" if given.is_dir() else given
     if not file.is_file():
