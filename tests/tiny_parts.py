@@ -62,7 +62,7 @@ def text_tokenizer(kind: str) -> Any:
     return make_tokenizer()
 
 
-def save_language_model(folder: Path, kind: str, **changes: Any) -> Path:
+def save_language_model(folder: Path, kind: str, max_shard_size: str = "1GB", **changes: Any) -> Path:
     """A random language model as transformers saves it, with its tokenizer."""
     sizes, tokenizer_kind = LANGUAGE_MODELS[kind]
     tokenizer = text_tokenizer(tokenizer_kind)
@@ -78,7 +78,7 @@ def save_language_model(folder: Path, kind: str, **changes: Any) -> Path:
         }
     )
     torch.manual_seed(3)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -10,7 +10,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .language_models import find_language_model, language_model_dtype, load_text_tokenizer
+from .frozen_references import remember_quantized_parts
+from .language_models import (
+    find_language_model,
+    language_model_dtype,
+    load_text_tokenizer,
+    quantizing_language_model,
+)
 from .model_source import DOWNLOAD_OPTIONS, own_config
 from .part_sources import PartSource
 from .vision_space_evcap import fit_vision_space
@@ -105,9 +111,12 @@ class Assembly:
                 weights = {**source.read(empty, part, dtype), **weights}
         weights.update(self.drawn(expected, weights))
         check_weights(expected, weights, getattr(self.config.text_config, "tie_word_embeddings", False))
+        if loading.get("quantization_config") is not None:
+            loading["quantization_config"] = quantizing_language_model(loading["quantization_config"], empty)
         model = model_class.from_pretrained(None, config=self.config, state_dict=weights, dtype=dtype, **loading)
         model.eval()
         model.config.part_sources = self._records()
+        remember_quantized_parts(model)
         self.finish(model)
         if self.photos is not None:
             fit_vision_space(model, self.processor, self.photos)

@@ -119,11 +119,22 @@ def restore_referenced_parts(model: Any, folder: str | os.PathLike) -> set[str]:
 
 
 def remember_quantized_parts(model: Any) -> None:
-    """Notes what referenced parts were quantized to, by which a save tells whether they are still the same."""
-    if getattr(model, "hf_quantizer", None) is not None:
-        model._quantized_parts = {
-            part: hash_values(_part_of(model.state_dict(), part)) for part in referenced_parts(model.config)
-        }
+    """Notes what a named language model was quantized to, by which a save tells whether it is still the same."""
+    record = referenced_parts(model.config).get("language_model")
+    if getattr(model, "hf_quantizer", None) is not None and record is not None:
+        model._quantized_names = set(PartSource.from_record(record, {}).read(model, "language_model", model.dtype))
+        model._quantized_values = hash_values(_quantized(model.state_dict(), model._quantized_names))
+
+
+def _quantized(state: Mapping[str, torch.Tensor], names: set[str]) -> dict[str, torch.Tensor]:
+    """Values of these weights, and what a quantizer keeps beside them (`weight.absmax`, `SCB`, ...)."""
+
+    def belongs(name: str) -> bool:
+        module, _, _ = name.rpartition(".")
+        return name in names or f"{module}.weight" in names or any(name.startswith(f"{one}.") for one in own)
+
+    own = {name for name in names if name.endswith(".weight")}
+    return {name: value for name, value in state.items() if name.startswith("language_model.") and belongs(name)}
 
 
 def split_state(
@@ -156,10 +167,9 @@ def _unchanged(
     model: Any, part: str, record: Mapping[str, Any], state: Mapping[str, torch.Tensor], must: bool
 ) -> set[str]:
     """Names of a part's weights if every one is what its repo holds, in the model's precision; else none."""
-    quantized = getattr(model, "_quantized_parts", {}).get(part)
-    if quantized is not None:
-        own = _part_of(state, part)
-        return set(own) if hash_values(own) == quantized else set()
+    if part == "language_model" and getattr(model, "_quantized_names", None) is not None:
+        own = _quantized(state, model._quantized_names)
+        return set(own) if hash_values(own) == model._quantized_values else set()
     try:
         theirs = PartSource.from_record(record, {}).read(model, part, model.dtype)
     except (OSError, HfHubHTTPError, ValueError) as error:
@@ -174,10 +184,6 @@ def _unchanged(
             logger.info(f"The part {part!r} is saved whole: {name} is no longer what {record['repo_id']!r} holds.")
             return set()
     return set(theirs)
-
-
-def _part_of(state: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in state.items() if name == part or name.startswith(f"{part}.")}
 
 
 def _equal(own: torch.Tensor, theirs: torch.Tensor) -> bool:

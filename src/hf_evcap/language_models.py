@@ -64,6 +64,33 @@ def language_model_dtype(source: ModelSource, dtype: str | torch.dtype | None) -
     return found
 
 
+def full_precision_modules(model: Any) -> list[str]:
+    """
+    Names of a captioner's modules that stay as they are when its language model is quantized: everything but that, and
+    in it the head and what the paper trains (SmallCap's cross-attention).
+
+    Args:
+        model ([`RetrievalPreTrainedModel`]): May be on the meta device.
+    """
+    kept = [name for name, _ in model.named_children() if name != "language_model"]
+    head = model.language_model.get_output_embeddings()
+    trained = [f".{part}." for part in getattr(model, "trainable_parts", {}).get("paper", ())]
+    for name, module in model.named_modules():
+        inside = name.startswith("language_model.")
+        if inside and (module is head or any(f".{name}.".endswith(part) for part in trained)):
+            kept.append(name)
+    return kept
+
+
+def quantizing_language_model(quantization_config: Any, model: Any) -> Any:
+    """A quantization config that leaves all but the language model as it is, unless it says itself what to leave."""
+    own = copy.deepcopy(quantization_config)
+    for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if getattr(own, field, ()) is None:
+            setattr(own, field, full_precision_modules(model))
+    return own
+
+
 def load_text_tokenizer(source: ModelSource) -> Any:
     """
     The language model's tokenizer.
@@ -163,8 +190,10 @@ __all__ = [
     "caption_generation_config",
     "chat_prompt",
     "find_language_model",
+    "full_precision_modules",
     "language_model_dtype",
     "load_text_tokenizer",
+    "quantizing_language_model",
     "reading_names",
     "stop_token_ids",
 ]

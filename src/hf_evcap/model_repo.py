@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel
+import torch
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import PushToHubMixin, cached_file, logging
 
@@ -23,6 +24,7 @@ from .frozen_references import (
     split_state,
 )
 from .hub_upload import take_hub_arguments
+from .language_models import quantizing_language_model
 from .model_source import DOWNLOAD_OPTIONS
 from .store_files import MANIFEST_NAME
 
@@ -87,10 +89,15 @@ class ModelRepoMixin(PushToHubMixin):
             parts (`dict[str, str]`, *optional*):
                 Folders or repo ids from which to read parts that the repo only names, such as
                 `{"language_model": "path/vicuna-13b"}`, where their own repos are gone or out of reach.
-            kwargs: Everything that [`~transformers.PreTrainedModel.from_pretrained`] takes.
+            kwargs: Everything that [`~transformers.PreTrainedModel.from_pretrained`] takes. A `quantization_config`
+                that does not say itself which modules it leaves as they are quantizes the language model alone.
         """
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
         subfolder = kwargs.get("subfolder") or ""
+        if kwargs.get("quantization_config") is not None and pretrained_model_name_or_path is not None:
+            kwargs["quantization_config"] = cls._quantizing_language_model(
+                str(pretrained_model_name_or_path), subfolder, kwargs, hub
+            )
         with parts_read_from(parts):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -106,6 +113,19 @@ class ModelRepoMixin(PushToHubMixin):
         model._load_tokenizer(source, subfolder, hub)
         model._load_memory(source, subfolder, memory, hub)
         return loaded
+
+    @classmethod
+    def _quantizing_language_model(
+        cls, source: str, subfolder: str, options: dict[str, Any], hub: dict[str, Any]
+    ) -> Any:
+        """The quantization config that was asked for, for the language model alone."""
+        config = options.get("config")
+        if config is None and _has_file(source, os.path.join(subfolder, "config.json"), hub):
+            config = cls.config_class.from_pretrained(source, subfolder=subfolder, **hub)
+        if not isinstance(config, PreTrainedConfig):  # adapters, whose base model is loaded with its own config
+            return options["quantization_config"]
+        with torch.device("meta"):
+            return quantizing_language_model(options["quantization_config"], cls(config))
 
     @staticmethod
     def _load_pretrained_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -416,3 +417,199 @@ result = {
     assert answer["differing"] == []
     assert all(size < 200_000 for size in answer["sizes"]), answer["sizes"]  # the whole model has 500,000 bytes
     assert answer["referenced"] == ["fusion_qformer", "language_model", "qformer", "vision_model"]
+
+
+def test_a_checkpoint_restores_parts_that_were_trained_after_it(
+    client: Client, parts: Path, two_photos: list[str], tmp_path: Path
+) -> None:
+    answer = client(
+        ASSEMBLE
+        + """
+from hf_evcap.frozen_references import restore_referenced_parts
+
+model = assemble()
+before = {name: value.clone() for name, value in model.state_dict().items()}
+model.save_pretrained(folder)  # names all of its parts
+train(model, "full", steps=2)
+moved = not torch.equal(model.language_model.lm_head.weight, before["language_model.lm_head.weight"])
+named = restore_referenced_parts(model, folder)
+differing = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+other = EVCapForConditionalGeneration.from_pretrained(folder)
+other.config.part_sources["qformer"]["sha256"] = "0" * 64
+try:
+    restore_referenced_parts(other, folder)
+except ValueError as error:
+    message = str(error)
+result = [moved, sorted(named), sorted(differing), message]
+""",
+        photos=two_photos,
+        folder=str(tmp_path),
+    )
+    assert answer[0]
+    assert answer[1] == ["fusion_qformer", "language_model", "qformer", "query_tokens", "vision_model"]
+    assert answer[2] == ["fusion_qformer", "language_projection", "name_query_tokens"]  # which the checkpoint holds
+    assert "has the part 'qformer' of 'alice/blip2', this model does not" in answer[3]
+
+
+def test_adapters_lose_nothing_and_merge(client: Client, parts: Path, two_photos: list[str], tmp_path: Path) -> None:
+    answer = client(
+        ASSEMBLE
+        + """
+import json
+from pathlib import Path
+from hf_evcap.cli.main import main
+
+model = assemble()
+model.push_to_hub("alice/base", processor=processor)
+rows = [{"image": photo, "captions": ["a cat on a mat", "a red bus"]} for photo in photos]
+Path(folder, "captions.jsonl").write_text("\\n".join(map(json.dumps, rows)))
+adapters, whole, named = (str(Path(folder, name)) for name in ("adapters", "whole", "named"))
+assert main([
+    "train", "--model", "alice/base", "--dataset", folder + "/captions.jsonl", "--policy", "lora",
+    "--max_steps", "3", "--learning_rate", "0.05", "--output_dir", adapters, "--report_to", "none",
+]) == 0
+base_name = json.loads(Path(adapters, "adapter_config.json").read_text())["base_model_name_or_path"]
+assert main(["merge", adapters, "--out", whole]) == 0
+merged = EVCapForConditionalGeneration.from_pretrained(whole)
+merged.save_pretrained(named, frozen="reference")
+again = EVCapForConditionalGeneration.from_pretrained(named)
+state = again.state_dict()
+adapted = EVCapForConditionalGeneration.from_pretrained(adapters)
+batch = processor(images=photos, suffix=["a cat", "a bus"], return_tensors="pt")
+with torch.no_grad():
+    losses = [float(one(**batch).loss) for one in (model, adapted, merged, again)]
+result = [
+    base_name, losses,
+    [name for name, value in merged.state_dict().items() if not torch.equal(value, state[name])],
+    sorted(part for part, record in again.config.part_sources.items() if record["referenced"]),
+]
+""",
+        photos=two_photos,
+        folder=str(tmp_path),
+    )
+    name, (untrained, adapted, merged, again), differing, referenced = answer
+    assert name == "alice/base"
+    assert abs(untrained - adapted) > 0.01
+    assert adapted == pytest.approx(merged, abs=1e-4) and merged == again
+    assert differing == []
+    assert referenced == ["fusion_qformer", "qformer", "query_tokens", "vision_model"]  # not what was adapted
+
+
+def test_push_and_merge_from_the_command_line(
+    hub: Any, client: Client, parts: Path, trained: list[str], two_photos: list[str], tmp_path: Path
+) -> None:
+    answer = client(
+        ASSEMBLE
+        + """
+from hf_evcap.cli.main import main
+whole = folder + "/whole"
+assert main(["merge", "alice/trained", "--out", whole]) == 0
+assert main(["push", "model", whole, "alice/whole", "--frozen", "copy"]) == 0
+assert main(["push", "model", whole, "alice/named", "--frozen", "reference"]) == 0
+assert main(["push", "model", "alice/named", "alice/again"]) == 0
+result = [captions(EVCapForConditionalGeneration.from_pretrained(source))
+          for source in (whole, "alice/whole", "alice/named", "alice/again")]
+""",
+        photos=two_photos,
+        folder=str(tmp_path),
+    )
+    assert answer == [trained] * 4
+    sizes = {
+        name: len(hub.files("model", f"alice/{name}")["model.safetensors"]) for name in ("whole", "named", "again")
+    }
+    own = len(hub.files("model", "alice/trained")["model.safetensors"])
+    assert sizes["named"] == sizes["again"] == sizes["trained"] < sizes["whole"] / 2
+    assert (tmp_path / "whole" / "processor_config.json").is_file()
+    card = hub.files("model", "alice/named")["README.md"].decode()
+    assert "[alice/llama](https://huggingface.co/alice/llama)" in card
+    with pytest.raises(ClientError, match="`frozen` is for models"):
+        client(
+            "from hf_evcap.hub.ready_repo import prepare_repo\nfrom pathlib import Path\n"
+            "prepare_repo('memory', 'alice/x', Path('.'), 'alice/y', frozen='copy')"
+        )
+
+
+def test_a_new_evcap_from_the_command_line(
+    hub: Any, client: Client, parts: Path, two_photos: list[str], tmp_path: Path
+) -> None:
+    client(
+        """
+        from hf_evcap.cli.main import main
+        assert main(["new", "evcap", "--encoder", "alice/blip2", "--language-model", "alice/llama",
+                     "--name-tokenizer", "alice/words", "--fusion-init", "random:3", "--prompt", "What is it?",
+                     "--out", folder]) == 0
+        """,
+        folder=str(tmp_path / "new"),
+    )
+    config = json.loads((tmp_path / "new" / "config.json").read_text(encoding="utf-8"))
+    assert sorted(config["part_sources"]) == ["language_model", "qformer", "query_tokens", "vision_model"]
+    weights = load_file(tmp_path / "new" / "model.safetensors")
+    assert {name.split(".")[0] for name in weights} == {"name_query_tokens", "language_projection", "fusion_qformer"}
+    processor = json.loads((tmp_path / "new" / "processor_config.json").read_text(encoding="utf-8"))
+    assert processor["prompt"] == "What is it?"
+    for name, why in (("alice/nothing", "There is no model repo 'alice/nothing'"), ("alice/locked", "is gated: ask")):
+        hub.fail("HEAD", "/alice/locked/", times=9, status=403, code="GatedRepo")
+        with pytest.raises(ClientError, match=why):
+            client(
+                "from hf_evcap.assembly_evcap import EVCapAssembly\nfrom hf_evcap import EVCapProcessor\n"
+                "EVCapAssembly(EVCapProcessor, 'alice/blip2', name)",
+                name=name,
+            )
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (extra `quantization`)")
+def test_a_quantized_language_model_is_named_and_loads_as_asked(
+    client: Client, parts: Path, two_photos: list[str], tmp_path: Path
+) -> None:
+    save_language_model(tmp_path / "wide", "llama", hidden_size=64, intermediate_size=128)
+    client(UPLOAD, repo="alice/wide", folder=str(tmp_path / "wide"))
+    answer = client(
+        ASSEMBLE
+        + """
+import json
+from collections import Counter
+from pathlib import Path
+from safetensors import safe_open
+from transformers import BitsAndBytesConfig
+
+parts = ("alice/blip2", "alice/wide")
+four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+model = assemble(quantization_config=four_bits)
+for parameter in model.modules():
+    if hasattr(parameter, "support_avx512bf16_for_cpu"):
+        parameter.support_avx512bf16_for_cpu = False
+train(model, steps=2)
+model.save_pretrained(folder + "/model", frozen="reference")
+with safe_open(folder + "/model/model.safetensors", framework="pt") as file:
+    places = sorted({name.split(".")[0] for name in file.keys()})
+config = json.loads(Path(folder, "model", "config.json").read_text())
+
+def kinds(model):
+    return Counter(type(module).__name__ for module in model.language_model.modules())["Linear4bit"]
+
+plain = EVCapForConditionalGeneration.from_pretrained(folder + "/model")
+again = EVCapForConditionalGeneration.from_pretrained(folder + "/model", quantization_config=four_bits)
+again.save_pretrained(folder + "/again")
+changed = assemble(quantization_config=four_bits)
+with torch.no_grad():
+    changed.language_model.lm_head.weight[0, 0] += 1
+changed.save_pretrained(folder + "/changed", frozen="reference")
+last = EVCapForConditionalGeneration.from_pretrained(folder + "/changed")
+result = {
+    "places": places,
+    "quantization": config.get("quantization_config"),
+    "kinds": [kinds(one) for one in (model, plain, again, last)],
+    "projection": torch.equal(model.language_projection.weight, again.language_projection.weight),
+    "still": hasattr(model.config, "quantization_config") and model.hf_quantizer is not None,
+    "changed": last.config.part_sources["language_model"]["referenced"],
+    "kept": torch.equal(last.language_model.lm_head.weight, changed.language_model.lm_head.weight),
+}
+""",
+        photos=two_photos,
+        folder=str(tmp_path),
+    )
+    own = ["fusion_qformer", "language_projection", "name_query_tokens", "query_tokens"]
+    assert answer == {
+        "places": own, "quantization": None, "kinds": [14, 0, 14, 14], "projection": True, "still": True,
+        "changed": False, "kept": True,
+    }  # fmt: skip

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedConfig
 
+from ...language_models import full_precision_modules
+
 
 QUANTIZATIONS = ("8bit", "4bit")
 
@@ -24,14 +26,7 @@ def modules_in_full_precision(config: PreTrainedConfig) -> list[str]:
         model = AutoModelForImageTextToText.from_config(config)
     if not isinstance(getattr(model, "language_model", None), torch.nn.Module):
         raise ValueError(f"{type(model).__name__} has no part `language_model` to quantize.")
-    kept = [name for name, _ in model.named_children() if name != "language_model"]
-    head = model.language_model.get_output_embeddings()
-    trained = [f".{part}." for part in getattr(model, "trainable_parts", {}).get("paper", ())]
-    for name, module in model.named_modules():
-        inside = name.startswith("language_model.")
-        if inside and (module is head or any(f".{name}.".endswith(part) for part in trained)):
-            kept.append(name)
-    return kept
+    return full_precision_modules(model)
 
 
 def language_model_quantization(
