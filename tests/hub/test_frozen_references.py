@@ -514,10 +514,8 @@ result = [captions(EVCapForConditionalGeneration.from_pretrained(source))
         folder=str(tmp_path),
     )
     assert answer == [trained] * 4
-    sizes = {
-        name: len(hub.files("model", f"alice/{name}")["model.safetensors"]) for name in ("whole", "named", "again")
-    }
-    own = len(hub.files("model", "alice/trained")["model.safetensors"])
+    names = ("trained", "whole", "named", "again")
+    sizes = {name: len(hub.files("model", f"alice/{name}")["model.safetensors"]) for name in names}
     assert sizes["named"] == sizes["again"] == sizes["trained"] < sizes["whole"] / 2
     assert (tmp_path / "whole" / "processor_config.json").is_file()
     card = hub.files("model", "alice/named")["README.md"].decode()

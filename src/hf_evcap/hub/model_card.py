@@ -84,7 +84,9 @@ def make_model_card(
             model_expression="hf_evcap.default_model()" if repo_id is None else f'"{repo_id}"',
         )
     )
-    return make_card(_metadata(facts, [config.model_type, *_TAGS, *facts.tags, *tags]).to_dict(), body)
+    parts_from = [record["repo_id"] for record in (config.part_sources or {}).values()]
+    metadata = _metadata(facts, [config.model_type, *_TAGS, *facts.tags, *tags], parts_from)
+    return make_card(metadata.to_dict(), body)
 
 
 def write_model_card(folder: Path, **options: Any) -> Path:
@@ -95,7 +97,7 @@ def write_model_card(folder: Path, **options: Any) -> Path:
     return card
 
 
-def _metadata(facts: CardFacts, tags: list[str]) -> ModelCardData:
+def _metadata(facts: CardFacts, tags: list[str], parts_from: Sequence[str] = ()) -> ModelCardData:
     results = [
         EvalResult(
             task_type=TASK,
@@ -111,7 +113,8 @@ def _metadata(facts: CardFacts, tags: list[str]) -> ModelCardData:
         if row.model_index
         for metric, value in row.metrics.items()
     ]
-    base_models = list(dict.fromkeys(weights.repo_id for weights in facts.started_from if weights.repo_id))
+    started_from = [weights.repo_id for weights in facts.started_from if weights.repo_id]
+    base_models = list(dict.fromkeys([*started_from, *parts_from]))
     datasets = list(dict.fromkeys(data.id for data in facts.data if data.id))
     return ModelCardData(
         language=facts.language or None,
