@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,46 @@ def save_blip2(folder: Path, model: Any, **options: Any) -> Path:
     side = config.vision_config.image_size
     BlipImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
     return folder
+
+
+def save_gguf(file: Path) -> Path:
+    """A random Llama with its tokenizer in a GGUF file, its matrices in blocks of 8 bits."""
+    import gguf
+
+    tokenizer = make_tokenizer()
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(words)
+    writer.add_token_types([3 if word in tokenizer.all_special_tokens else 1 for word in words])
+    writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_vocab_size(len(words))
+    writer.add_context_length(256)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_block_count(1)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    generator = torch.Generator().manual_seed(6)
+    wide, narrow = (64, 32), (32, 64)
+    shapes = {"ffn_gate": wide, "ffn_up": wide, "ffn_down": narrow}
+    shapes.update(dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (32, 32)))
+    tensors = {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
+    tensors.update({"token_embd.weight": (len(words), 32), "output.weight": (len(words), 32)})
+    for name, shape in tensors.items():
+        values = (0.2 * torch.randn(shape, generator=generator)).numpy()
+        kind = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    for name in ("output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"):
+        writer.add_tensor(name, torch.ones(32).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file

@@ -15,7 +15,7 @@ from hub_client import Client, ClientError
 from safetensors.torch import load, load_file, save_file
 from test_publish import WITHOUT_PACKAGE, run_program
 from tiny_models import make_model, make_name_tokenizer
-from tiny_parts import save_blip2, save_language_model
+from tiny_parts import save_blip2, save_gguf, save_language_model
 
 
 ASSEMBLE = """
@@ -611,3 +611,29 @@ result = {
         "places": own, "quantization": None, "kinds": [14, 0, 14, 14], "projection": True, "still": True,
         "changed": False, "kept": True,
     }  # fmt: skip
+
+
+@pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed: pip install gguf")
+def test_a_gguf_file_on_the_hub_is_named(client: Client, parts: Path, two_photos: list[str], tmp_path: Path) -> None:
+    (tmp_path / "repo").mkdir()
+    save_gguf(tmp_path / "repo" / "tiny.gguf")
+    client(UPLOAD, repo="alice/gguf", folder=str(tmp_path / "repo"))
+    answer = client(
+        """
+        import torch
+        from safetensors import safe_open
+        from hf_evcap import EVCapForConditionalGeneration
+
+        model = EVCapForConditionalGeneration.from_encoder_and_language_model_pretrained(
+            "alice/blip2", "alice/gguf", gguf_file="tiny.gguf", name_tokenizer="alice/words"
+        )
+        model.save_pretrained(folder)
+        with safe_open(folder + "/model.safetensors", framework="pt") as file:
+            places = {name.split(".")[0] for name in file.keys()}
+        state = EVCapForConditionalGeneration.from_pretrained(folder).state_dict()
+        differing = [name for name, value in model.state_dict().items() if not torch.equal(value, state[name])]
+        result = ["language_model" in places, model.config.part_sources["language_model"]["gguf_file"], differing]
+        """,
+        folder=str(tmp_path / "model"),
+    )
+    assert answer == [False, "tiny.gguf", []]
