@@ -18,7 +18,7 @@ from .memory_evcap import VisualNameMemory
 from .part_sources import PartSource
 from .qformer_initialization import QFormerStart, find_qformer_start, qformer_config
 from .qformer_names import FUSION_PREFIXES
-from .store_files import MANIFEST_NAME
+from .store_manifest import MANIFEST_NAME
 from .vision_towers import plain_vision_space, size_vision_space
 
 

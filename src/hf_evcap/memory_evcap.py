@@ -5,9 +5,7 @@ layers, several of them in one model: a base, a domain's, a person's own.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,19 +13,27 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from typing_extensions import Self
 
+from .hub_card import make_card, table_cell
 from .retrieval_store import RetrievalStore
 from .row_columns import NAME_COLUMNS
 from .store_card import MEMORY_WORDS, store_card
-from .store_files import (
+from .store_folder import free_name, write_folder
+from .store_manifest import (
     CARD_NAME,
+    LAYER_NAME,
     LAYERS_FOLDER,
     LAYERS_FORMAT,
     MANIFEST_NAME,
+    changed_by_others,
     holds_layers,
+    layer_places,
+    manifest_text,
     read_manifest,
-    write_folder,
+    read_settled,
+    state_of,
 )
 from .store_photos import PhotoRows
+from .store_snapshot import SavedState
 
 
 class VisualNameMemory(PhotoRows, RetrievalStore):
@@ -74,7 +80,7 @@ class VisualNameMemory(PhotoRows, RetrievalStore):
     def _read_files(cls, folder: Path, memory_map: bool) -> Any:
         """Loads a memory, or the several of a folder that holds layers."""
         if holds_layers(folder):
-            return MemoryLayers.read(folder, memory_map)
+            return read_settled(folder, lambda: MemoryLayers.read(folder, memory_map))
         return super()._read_files(folder, memory_map)
 
     # Photos
@@ -206,7 +212,7 @@ class MemoryLayers:
         if not memories:
             raise ValueError("Layers need at least one memory.")
         for name in memories:
-            if not re.fullmatch(r"\w[\w.-]*", name):
+            if not LAYER_NAME.fullmatch(name):
                 raise ValueError(f"A layer's name may hold letters, digits and . _ -; got {name!r}.")
         unknown = sorted(set(weights or {}) - set(memories))
         if unknown:
@@ -216,6 +222,7 @@ class MemoryLayers:
             for name, memory in memories.items()
         }
         self.weights = {name: check_weight(name, (weights or {}).get(name, 1.0)) for name in memories}
+        self._saved: SavedState | None = None
 
     def __getitem__(self, name: str) -> VisualNameMemory:
         if name not in self.memories:
@@ -238,35 +245,67 @@ class MemoryLayers:
         )
         return f"MemoryLayers({layers})"
 
-    def save_pretrained(self, save_directory: str | os.PathLike, write_index: bool = True) -> None:
-        """Writes each memory into `layers/NAME`, and a manifest that lists them."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, write_index: bool = True, overwrite: bool = False
+    ) -> None:
+        """
+        Writes each memory into `layers/NAME`, and a manifest that lists them: all of them or none; see
+        [`VisualNameMemory.save_pretrained`].
+        """
+        saved: dict[str, VisualNameMemory] = {}
+        places: dict[str, str] = {}
 
-        def write_files(folder: Path) -> None:
-            for name, memory in self.memories.items():
-                memory.save_pretrained(folder / LAYERS_FOLDER / name, write_index)
-            layers = [{"name": name, "weight": self.weights[name]} for name in self.memories]
+        def check(folder: Path) -> None:
+            saved.update({name: memory.copy() for name, memory in self.memories.items()})
+            if overwrite:
+                return
+            if self._saved is not None and self._saved.folder == str(folder) and folder.is_dir():
+                if state_of(folder) not in (None, self._saved.state):
+                    raise ValueError(changed_by_others("layers", folder))
+            for memory in saved.values():
+                known = memory.snapshot.saved
+                if known is not None and Path(known.folder).parent == folder / LAYERS_FOLDER:
+                    memory.check_unchanged(Path(known.folder))
+
+        def write_files(folder: Path, present: Path) -> None:
+            for name, memory in saved.items():
+                places[name] = free_name(present, f"{LAYERS_FOLDER}/{name}")
+                (folder / places[name]).mkdir(parents=True)
+                memory.write_files(folder / places[name], present / places[name], write_index)
+            layers = [
+                {"name": name, "weight": self.weights[name], "folder": place.removeprefix(f"{LAYERS_FOLDER}/")}
+                for name, place in places.items()
+            ]
             manifest = {"format": LAYERS_FORMAT, "format_version": 1, "layers": layers}
-            text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-            (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
-            listed = "\n".join(f"- `{name}`: {len(memory):,} rows" for name, memory in self.memories.items())
-            (folder / CARD_NAME).write_text(f"# Visual-name memories\n\n{listed}\n", encoding="utf-8")
+            (folder / MANIFEST_NAME).write_text(manifest_text(manifest), encoding="utf-8")
+            listed = "\n".join(f"- `{table_cell(name)}`: {len(memory):,} rows" for name, memory in saved.items())
+            (folder / CARD_NAME).write_text(make_card({}, f"# Visual-name memories\n\n{listed}"), encoding="utf-8")
 
-        write_folder(save_directory, write_files)
+        state = write_folder(save_directory, write_files, check)
+        folder = os.path.realpath(save_directory)
+        self._saved = SavedState(folder, state)
+        for name, place in places.items():
+            layer = os.path.join(folder, place)
+            self.memories[name].note_saved(SavedState(layer, str(state_of(Path(layer)))))
 
     @classmethod
     def read(cls, folder: Path, memory_map: bool = False) -> MemoryLayers:
         """Loads what [`save_pretrained`] wrote; [`VisualNameMemory.from_pretrained`] comes here by itself."""
+        state = state_of(folder)
         manifest = read_manifest(folder, LAYERS_FORMAT)
+        places = layer_places(manifest)
         try:
             weights = {layer["name"]: layer["weight"] for layer in manifest["layers"]}
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{folder / MANIFEST_NAME} does not list layers with name and weight ({error!r})."
             ) from error
-        if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) for name in weights):
-            raise ValueError(f"{folder / MANIFEST_NAME} has a layer name that cannot be one: {sorted(weights)}.")
-        places = {name: folder / LAYERS_FOLDER / name for name in weights}
-        return cls({name: VisualNameMemory._read_files(place, memory_map) for name, place in places.items()}, weights)
+        if len(places) != len(weights):
+            raise ValueError(f"{folder / MANIFEST_NAME} has a layer name that cannot be one: {list(weights)}.")
+        memories = {name: VisualNameMemory._read_files(folder / place, memory_map) for name, place in places}
+        made = cls(memories, weights)
+        made._saved = None if state is None else SavedState(os.path.realpath(folder), state)
+        return made
 
 
 def check_weight(name: str, weight: Any) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,8 @@ from .frozen_references import (
 from .hub_upload import take_hub_arguments
 from .language_models import quantizing_language_model
 from .model_source import DOWNLOAD_OPTIONS
-from .store_files import MANIFEST_NAME
+from .store_folder import delete_store
+from .store_manifest import MANIFEST_NAME
 
 
 logger = logging.get_logger(__name__)
@@ -225,7 +225,7 @@ class ModelRepoMixin(PushToHubMixin):
         if memory is not None and self.config.memory_reference is None:
             memory.save_pretrained(folder / self.memory_folder)
         elif (folder / self.memory_folder / MANIFEST_NAME).is_file():
-            shutil.rmtree(folder / self.memory_folder)  # of an earlier save; it would come back at loading
+            delete_store(folder / self.memory_folder)  # of an earlier save; it would come back at loading
 
     @contextmanager
     def _without_referenced_parts(self, frozen: str | None, options: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,16 +1,8 @@
-"""Files of a retrieval store: parquet rows, manifest and hashes, written whole or not at all."""
+"""Rows of a retrieval store as parquet files."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import hashlib
-import json
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,59 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .store_keys import BLOCK_ROWS, KeyBuffer, KeyRows, arrow_numbers, dictionary_codes
+from .store_folder import free_name
+from .store_keys import BLOCK_ROWS, KeyBuffer, KeyRows, arrow_numbers
+from .store_manifest import DATA_FOLDER
 
 
-MANIFEST_NAME = "memory_config.json"
-INDEX_NAME = "index.faiss"
-DATA_FOLDER = "data"
-LAYERS_FOLDER = "layers"  # of several memories in one folder
-LAYERS_FORMAT = "visual-name-memory-layers"
-CARD_NAME = "README.md"
-FORMAT_VERSION = 1
 FILE_BYTES = 480 << 20  # of keys in one parquet file; the Hub likes files below 500 MB
 ROW_GROUP_BYTES = 64 << 20
+MAX_DIM = 1 << 16
+UNPACKED_BYTES = 256 << 20  # of keys that any file may claim to hold ...
+UNPACKED_RATIO = 1000  # ... and how many times its own size a larger one may; real keys fold to a third at best
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_OWN_ENTRIES = {DATA_FOLDER, LAYERS_FOLDER, MANIFEST_NAME, INDEX_NAME, CARD_NAME}
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
-
-
-# Hashes
-
-
-def hash_rows(texts: Iterable[str], dim: int, keys: Iterable[np.ndarray]) -> str:
-    """SHA-256 over ordered names (or captions) and keys as float32; the same rows give the same hash anywhere."""
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode()
-        digest.update(len(encoded).to_bytes(4, "little") + encoded)
-    digest.update(dim.to_bytes(4, "little"))
-    for block in keys:
-        digest.update(np.ascontiguousarray(block, dtype="<f4").data)
-    return digest.hexdigest()
-
-
-def hash_columns(table: pa.Table) -> str:
-    """SHA-256 over the values of columns, whatever their chunks and whichever order the columns stand in."""
-    digest = hashlib.sha256()
-    for name in sorted(table.column_names):
-        column = table[name]
-        digest.update(f"{name}:{column.type}".encode())
-        if pa.types.is_nested(column.type):
-            for chunk in column.iterchunks():
-                for value in chunk:
-                    digest.update(repr(value.as_py()).encode())
-            continue
-        encoded = column.combine_chunks().dictionary_encode()
-        chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
-        for chunk in chunks:
-            digest.update(repr(chunk.dictionary.to_pylist()).encode())
-            digest.update(dictionary_codes(chunk).astype("<i4").data)
-    return digest.hexdigest()
-
-
-# Rows
 
 
 def key_column(block: np.ndarray) -> pa.FixedSizeListArray:
@@ -92,9 +42,14 @@ def row_batches(columns: pa.Table, keys: KeyRows, text_column: str) -> Iterator[
         yield columns.append_column("key", empty).select(order)
 
 
-def write_rows(folder: Path, batches: Iterable[pa.Table], rows: int, dim: int) -> list[str]:
+def write_rows(folder: Path, batches: Iterable[pa.Table], rows: int, dim: int, present: Path) -> list[str]:
     """
     Streams rows into `data/train-*.parquet`.
+
+    Args:
+        folder (`Path`): Where to.
+        batches (`Iterable[pyarrow.Table]`): The rows; `rows` of them, with keys of dimension `dim`.
+        present (`Path`): Folder to which the files will move; names that are free there are chosen.
 
     Returns:
         `list[str]`: The files, relative to `folder`.
@@ -104,7 +59,7 @@ def write_rows(folder: Path, batches: Iterable[pa.Table], rows: int, dim: int) -
     files = max(1, -(-rows * row_bytes // FILE_BYTES))
     rows_per_file = -(-rows // files) or 1
     group_rows = max(1024, ROW_GROUP_BYTES // row_bytes)
-    names = [f"{DATA_FOLDER}/train-{number:05d}-of-{files:05d}.parquet" for number in range(files)]
+    names = [free_name(present, f"{DATA_FOLDER}/train-{number:05d}-of-{files:05d}.parquet") for number in range(files)]
     pending: list[pa.Table] = []
     writer, written, number = None, 0, 0
 
@@ -190,6 +145,7 @@ def read_keys(files: list[Path]) -> KeyRows:
             metadata, kind = pq.read_metadata(file), pq.read_schema(file).field("key").type
             if not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
                 raise ValueError(f"The column 'key' in {file} must hold fixed-size lists of floats, it holds {kind}.")
+            _check_claim(file, metadata.num_rows, kind.list_size)
             rows += metadata.num_rows
             kinds.append(kind)
     if any(kind != kinds[0] for kind in kinds):
@@ -207,6 +163,15 @@ def read_keys(files: list[Path]) -> KeyRows:
     return KeyRows(buffer, buffer.used)
 
 
+def _check_claim(file: Path, rows: int, dim: int) -> None:
+    """Refuses a file that says it holds more than it can, before room is made for it."""
+    claimed, size = 4 * rows * dim, file.stat().st_size
+    if not 0 < dim <= MAX_DIM:
+        raise ValueError(f"The keys in {file} have dimension {dim:,}; it must lie between 1 and {MAX_DIM:,}.")
+    if claimed > max(UNPACKED_BYTES, UNPACKED_RATIO * size):
+        raise ValueError(f"{file}, of {size:,} bytes, says that it holds {rows:,} keys of {dim} numbers: it cannot.")
+
+
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     try:
@@ -217,107 +182,4 @@ def _readable(file: Path) -> Iterator[None]:
         raise ValueError(f"The rows in {file} cannot be read ({error}). Restore or rebuild them.") from error
 
 
-# Manifest
-
-
-def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
-    """Reads `memory_config.json` and checks that it is one, of this kind and of a known version."""
-    file = folder / MANIFEST_NAME
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no {kind.replace('-', ' ')}: {MANIFEST_NAME} is missing.")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{file} must hold a JSON object, it holds {type(manifest).__name__}.")
-    if manifest.get("format") != kind:
-        raise ValueError(f"{file} describes a {manifest.get('format')!r}, not a {kind!r}.")
-    version = manifest.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(
-            f"{file} is of format {version}, this hf_evcap reads up to {FORMAT_VERSION}. Upgrade with "
-            "`pip install -U hf_evcap`."
-        )
-    return manifest
-
-
-def holds_layers(folder: Path) -> bool:
-    """Whether a folder holds several memories."""
-    try:
-        return read_manifest(folder, LAYERS_FORMAT)["format"] == LAYERS_FORMAT
-    except (OSError, ValueError):
-        return False
-
-
-def data_files(folder: Path) -> list[Path]:
-    """The parquet files of a store, in order."""
-    files = sorted((folder / DATA_FOLDER).glob("*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no rows: there is no {DATA_FOLDER}/*.parquet.")
-    return files
-
-
-# Folders
-
-
-def write_folder(target: str | os.PathLike, write_files: Callable[[Path], None]) -> None:
-    """
-    Writes a folder under another name and puts it in the place of an earlier one when it is complete.
-
-    Args:
-        target (`str` or `os.PathLike`): The folder. Entries that are not a store's own, such as `.git`, are kept.
-        write_files (`Callable[[Path], None]`): Writes the files into the folder that it is given.
-
-    Raises:
-        OSError: The disk is full or the folder cannot be written; what was there before is unchanged.
-    """
-    target = Path(target)
-    if target.is_file():
-        raise NotADirectoryError(f"{target} is a file; give a folder.")
-    staging: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        write_files(staging)
-        staging.chmod(0o755)
-        if target.exists():
-            _exchange(staging, target)
-            for entry in staging.iterdir():  # now the earlier one
-                if entry.name not in _OWN_ENTRIES:
-                    shutil.move(str(entry), target / entry.name)
-        else:
-            os.replace(staging, target)
-    except OSError as error:
-        raise _explain(error, target) from error
-    except RuntimeError as error:  # how faiss reports that it cannot write
-        if "write" not in str(error) and "space" not in str(error):
-            raise
-        raise _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), target) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _exchange(first: Path, second: Path) -> None:
-    """Swaps two folders: in one step where the system can, so that `second` exists at every moment."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if hasattr(libc, "renameat2"):
-            names = os.fsencode(first), os.fsencode(second)
-            if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
-                return
-    aside = Path(tempfile.mkdtemp(prefix=f".{second.name}-old-", dir=second.parent))
-    os.replace(second, aside)
-    os.replace(first, second)
-    os.replace(aside, first)
-
-
-def _explain(error: OSError, target: Path) -> OSError:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    before = "; what was there before is unchanged" if target.exists() else ""
-    message = f"Cannot write {target}: {reason}{before}. Free some space or choose another folder"
-    return OSError(error.errno, message) if error.errno else OSError(message)
-
-
-__all__ = ["MANIFEST_NAME", "hash_columns", "hash_rows", "read_columns", "read_keys", "read_manifest", "write_folder"]
+__all__ = ["as_picture", "key_column", "read_columns", "read_keys", "row_batches", "write_rows"]

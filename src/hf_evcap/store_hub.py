@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,25 +14,27 @@ from transformers.utils import logging
 from typing_extensions import Self
 
 from .hub_upload import explained_hub_errors, push_saved
-from .store_files import (
+from .store_files import read_columns, read_keys, row_batches, write_rows
+from .store_folder import write_folder
+from .store_index import read_index, write_flat_index
+from .store_keys import check_keys
+from .store_manifest import (
     CARD_NAME,
     DATA_FOLDER,
     FORMAT_VERSION,
     INDEX_NAME,
     LAYERS_FOLDER,
     MANIFEST_NAME,
+    changed_by_others,
     data_files,
     hash_columns,
-    read_columns,
-    read_keys,
+    hash_file,
+    manifest_text,
     read_manifest,
-    row_batches,
-    write_folder,
-    write_rows,
+    read_settled,
+    state_of,
 )
-from .store_index import read_index, write_flat_index
-from .store_keys import check_keys
-from .store_snapshot import PublishedState, StoreSnapshot
+from .store_snapshot import PublishedState, SavedState, StoreSnapshot
 
 
 logger = logging.get_logger(__name__)
@@ -42,38 +43,75 @@ logger = logging.get_logger(__name__)
 class HubStore:
     """Files and Hub repos of a [`RetrievalStore`], which this is a part of."""
 
-    def save_pretrained(self: Any, save_directory: str | os.PathLike, write_index: bool = True) -> None:
+    def save_pretrained(
+        self: Any, save_directory: str | os.PathLike, write_index: bool = True, overwrite: bool = False
+    ) -> None:
         """
         Writes a dataset folder: `data/*.parquet` (the truth), `index.faiss` (a cache of it), `memory_config.json`
-        (what it is and its hash) and `README.md` (its card).
+        (what it is and its hash) and `README.md` (its card, in which text that people wrote stays).
 
-        The folder is written under another name first and takes the place of an earlier one only when complete.
+        At every moment the folder holds the old state or the new one, and loads; whoever is killed meanwhile has saved
+        or has not. Files that the package did not write stay as and where they are.
 
         Args:
-            save_directory (`str` or `os.PathLike`): The folder.
+            save_directory (`str` or `os.PathLike`): The folder. Other processes that edit it are waited for.
             write_index (`bool`, *optional*, defaults to `True`):
                 Whether to write `index.faiss`. Leave it out where size counts: it is rebuilt when needed.
-        """
-        saved = self.copy()  # edits from now on are not in the save
-        write_folder(save_directory, lambda folder: saved._write_files(folder, write_index))
+            overwrite (`bool`, *optional*, defaults to `False`):
+                Also over a folder that somebody else has changed since this store was loaded from it or saved to it.
 
-    def _write_files(self: Any, folder: Path, write_index: bool, repo_id: str | None = None) -> None:
-        """Writes the files of a store that nobody edits meanwhile."""
+        Raises:
+            ValueError: The folder was changed since by somebody else, whose edit would be lost.
+            OSError: It cannot be written. What it held is unchanged.
+        """
+        saved: Any = None
+
+        def check(folder: Path) -> None:
+            nonlocal saved
+            saved = self.copy()  # edits from now on are not in the save
+            if not overwrite:
+                saved.check_unchanged(folder)
+
+        state = write_folder(
+            save_directory, lambda folder, present: saved.write_files(folder, present, write_index), check
+        )
+        self.note_saved(SavedState(os.path.realpath(save_directory), state))
+
+    def check_unchanged(self: Any, folder: Path) -> None:
+        """Raises `ValueError` if a folder that this store comes from holds something else by now."""
+        known, now = self.snapshot.saved, state_of(folder)
+        if known is not None and known.folder == os.path.realpath(folder) and now not in (None, known.state):
+            raise ValueError(changed_by_others(self.store_word, folder))
+
+    def note_saved(self: Any, saved: SavedState) -> None:
+        """Notes that a folder holds a state of this store."""
+        self.edit(lambda now: replace(now, saved=saved))
+
+    def write_files(self: Any, folder: Path, present: Path, write_index: bool, repo_id: str | None = None) -> None:
+        """Writes the files of a store that nobody edits meanwhile; see [`~store_folder.write_folder`]."""
         rows = self.snapshot
-        write_rows(folder, row_batches(rows.columns, rows.keys, self.text_column), len(rows), rows.dim)
+        batches = row_batches(rows.columns, rows.keys, self.text_column)
+        files = write_rows(folder, batches, len(rows), rows.dim, present)
+        index_hash = None
         if write_index:
             index = None if rows.exact else rows.row_index()
             if index is not None:
                 index.write(folder / INDEX_NAME, rows.keys)
+                index_hash = hash_file(folder / INDEX_NAME)
             elif rows.exact:
                 write_flat_index(folder / INDEX_NAME, rows.keys)
-        manifest = self.manifest()
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+        manifest = self.manifest(files, index_hash)
+        (folder / MANIFEST_NAME).write_text(manifest_text(manifest), encoding="utf-8")
         (folder / CARD_NAME).write_text(self.card(manifest, repo_id), encoding="utf-8")
 
-    def manifest(self: Any) -> dict[str, Any]:
-        """What `memory_config.json` says of the store."""
+    def manifest(self: Any, files: list[str] | None = None, index_sha256: str | None = None) -> dict[str, Any]:
+        """
+        What `memory_config.json` says of the store.
+
+        Args:
+            files (`list[str]`, *optional*): The files of the rows, relative to the folder.
+            index_sha256 (`str`, *optional*): SHA-256 of the file of an approximate index.
+        """
         rows = self.snapshot
         settings = rows.settings.to_dict()
         return {
@@ -86,6 +124,8 @@ class HubStore:
             "metric": "inner product of L2-normalised keys",
             "index_factory": rows.index_factory,
             "index_chosen_by_size": settings.pop("index_factory") is None,
+            **({} if index_sha256 is None else {"index_sha256": index_sha256}),
+            **({} if files is None else {"files": files}),
             "sha256": rows.fingerprint,
             "columns_sha256": hash_columns(rows.columns.select(rows.further_columns)),
             **settings,
@@ -159,8 +199,14 @@ class HubStore:
 
     @classmethod
     def _read_files(cls: Any, folder: Path, memory_map: bool) -> Any:
+        """Loads a folder; one that is saved anew meanwhile is read again."""
+        return read_settled(folder, lambda: cls._read_state(folder, memory_map))
+
+    @classmethod
+    def _read_state(cls: Any, folder: Path, memory_map: bool) -> Any:
+        state = state_of(folder)
         manifest = read_manifest(folder, cls.format_name)
-        files = data_files(folder)
+        files = data_files(folder, manifest)
         columns = read_columns(files, cls.text_column)
         for row, text in enumerate(columns[cls.text_column].to_pylist()):
             if cls._check_text(text, f"row {row} of {folder}") != text:
@@ -190,7 +236,9 @@ class HubStore:
                     f"with `{cls.__name__}.from_rows` if the change is meant."
                 )
         if factory and not store.exact:  # the exact index costs no more to make than to read
-            store.key_rows.buffer.index = read_index(folder / INDEX_NAME, factory, store.key_rows, memory_map)
+            index = read_index(folder / INDEX_NAME, factory, store.key_rows, memory_map, manifest.get("index_sha256"))
+            store.key_rows.buffer.index = index
+        store.note_saved(SavedState(os.path.realpath(folder), str(state)))
         return store
 
     @property
@@ -249,7 +297,7 @@ class HubStore:
         """
         pushed = self.copy()  # edits from now on are not in the commit
         commit = push_saved(
-            lambda folder: pushed._write_files(folder, True, repo_id),
+            lambda folder: pushed.write_files(folder, folder, True, repo_id),
             repo_id,
             repo_type="dataset",
             commit_message=commit_message or f"Upload {self.store_word}",

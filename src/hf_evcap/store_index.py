@@ -13,6 +13,7 @@ import numpy as np
 from transformers.utils import logging
 
 from .store_keys import KeyBuffer, KeyRows, exact_search, normalize_keys
+from .store_manifest import hash_file
 
 
 logger = logging.get_logger(__name__)
@@ -291,7 +292,9 @@ def write_flat_index(file: Path, keys: KeyRows) -> None:
     import_faiss().write_index(make_index("Flat", keys), str(file))
 
 
-def read_index(file: Path, factory: str, keys: KeyRows, memory_map: bool) -> RowIndex | None:
+def read_index(
+    file: Path, factory: str, keys: KeyRows, memory_map: bool, sha256: str | None = None
+) -> RowIndex | None:
     """
     Reads a stored index if it is of these rows; otherwise warns and returns `None`, so that it is built again.
 
@@ -300,9 +303,13 @@ def read_index(file: Path, factory: str, keys: KeyRows, memory_map: bool) -> Row
         factory (`str`): FAISS factory string it was made by.
         keys ([`KeyRows`]): The rows.
         memory_map (`bool`): Leave the file on disk and read what a search needs.
+        sha256 (`str`, *optional*): Of the file, where it is known.
     """
     if not file.is_file():
         logger.warning(f"{file} is missing; the index will be rebuilt from the rows.")
+        return None
+    if sha256 is not None and hash_file(file) != sha256:
+        logger.warning(f"{file} is not the one that was saved with the rows; the index will be rebuilt from them.")
         return None
     faiss = import_faiss()
     try:

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from transformers.utils import logging
 
 from .store_difference import row_identities
-from .store_files import hash_rows
 from .store_index import RowIndex, TooFewRowsError, default_index_factory, make_index
 from .store_keys import KeyRows, check_keys, dictionary_codes, exact_search, normalize_keys
+from .store_manifest import hash_rows
 from .store_settings import StoreSettings
 
 
@@ -61,6 +61,14 @@ class PublishedState:
     settings: StoreSettings
 
 
+@dataclass(frozen=True)
+class SavedState:
+    """The folder from which a snapshot's rows come, or to which they were saved last, and its state then."""
+
+    folder: str
+    state: str
+
+
 @dataclass(frozen=True, eq=False)
 class StoreSnapshot:
     """
@@ -78,6 +86,7 @@ class StoreSnapshot:
         origin (`object`): The same as an earlier snapshot's where rows were only added since.
         change (`int`): Counts the edits that led here.
         published ([`PublishedState`], *optional*): Where on the Hub the same rows lie.
+        saved ([`SavedState`], *optional*): Where they, or those that they were made of, lie on this machine.
     """
 
     text_column: str
@@ -88,6 +97,7 @@ class StoreSnapshot:
     origin: object = field(default_factory=object)
     change: int = 0
     published: PublishedState | None = None
+    saved: SavedState | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {one.name: getattr(self, one.name) for one in fields(self)}
@@ -287,4 +297,4 @@ def _aligned(table: pa.Table, schema: pa.Schema) -> pa.Table:
     )
 
 
-__all__ = ["PublishedState", "StoreRows", "StoreSnapshot"]
+__all__ = ["PublishedState", "SavedState", "StoreRows", "StoreSnapshot"]

@@ -9,7 +9,12 @@ from . import datastore_build
 from .store_verbs import StoreVerbs, load_captioner
 
 
-STORE = StoreVerbs("datastore", "caption", "datastore_smallcap.CaptionDatastore")
+STORE = StoreVerbs(
+    "datastore",
+    "caption",
+    "datastore_smallcap.CaptionDatastore",
+    {"source": "that came from there", "image_id": "that describe this photo"},
+)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -10,7 +10,12 @@ from . import memory_build
 from .store_verbs import StoreVerbs, load_captioner
 
 
-STORE = StoreVerbs("memory", "name", "memory_evcap.VisualNameMemory")
+STORE = StoreVerbs(
+    "memory",
+    "name",
+    "memory_evcap.VisualNameMemory",
+    {"source": "that came from there", "kind": "of this kind: object or scene"},
+)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -20,11 +20,13 @@ class StoreVerbs:
         kind (`str`): `"memory"` or `"datastore"`; also the option of `hf-evcap push`.
         text (`str`): What a row holds: `"name"` or `"caption"`.
         store_class (`str`): Module and class, imported when an action runs: `"memory_evcap.VisualNameMemory"`.
+        selecting (`dict[str, str]`): Columns by which rows may be removed, and which rows those are.
     """
 
-    def __init__(self, kind: str, text: str, store_class: str) -> None:
+    def __init__(self, kind: str, text: str, store_class: str, selecting: dict[str, str]) -> None:
         self.kind = kind
         self.text = text
+        self.selecting = selecting
         self._store_class = store_class
         self.help = f"{kind} folder, or Hub id: org/name or org/name@revision"
 
@@ -43,14 +45,20 @@ class StoreVerbs:
         if out:
             kind = self.kind.upper()
             made.add_argument("--out", help=f"folder for the result (default: {kind} itself, if it is a folder)")
-        made.set_defaults(run=run)
+        made.set_defaults(run=_held(run) if out else run)
         return made
 
     def add_common_verbs(self, verbs: Any) -> None:
         """Adds the parsers of the actions that both kinds have."""
         kind, text = self.kind, self.text
-        remove = self.add_verb(verbs, "remove", self.remove, f"remove {text}s with all their rows", out=True)
-        remove.add_argument("texts", nargs="+", metavar=text.upper())
+        remove = self.add_verb(
+            verbs, "remove", self.remove, f"remove {text}s, or those of their rows that the options name", out=True
+        )
+        remove.add_argument("texts", nargs="*", metavar=text.upper())
+        for column, meaning in self.selecting.items():
+            option = f"--{column.replace('_', '-')}"
+            remove.add_argument(option, action="append", metavar=column.upper(), help=f"only rows {meaning}")
+        remove.add_argument("--rows", metavar="IDS", help="only rows with these ids, such as 3,8-10")
         merge = self.add_verb(verbs, "merge", self.merge, "add the rows of others", out=True)
         merge.add_argument("others", nargs="+", metavar="OTHER", help=self.help)
         subset = self.add_verb(verbs, "subset", self.subset, f"keep some {text}s", out=True)
@@ -100,13 +108,19 @@ class StoreVerbs:
             raise ValueError(f"{arguments.store} is not a folder; say with --out where the result shall go.")
         store.save_pretrained(out)
         print(f"{store!r} written to {out}")
+        if store.last_added is not None and len(store.last_added):
+            rows = store.last_added.row_ids
+            print(f"added rows {rows[0]}-{rows[-1]}; `remove {out} --rows {rows[0]}-{rows[-1]}` takes them back")
         return 0
 
     # Actions
 
     def remove(self, arguments: argparse.Namespace) -> int:
         """`remove`."""
-        return self.save(self.load(arguments.store).remove(arguments.texts), arguments)
+        given = {column: getattr(arguments, column) for column in self.selecting}
+        columns = {column: values for column, values in given.items() if values is not None}
+        rows = None if arguments.rows is None else _row_ids(arguments.rows)
+        return self.save(self.load(arguments.store).remove(arguments.texts or None, rows=rows, **columns), arguments)
 
     def merge(self, arguments: argparse.Namespace) -> int:
         """`merge`."""
@@ -207,6 +221,35 @@ class StoreVerbs:
         if arguments.index:
             store.index_factory = None if arguments.index == "auto" else arguments.index
         return self.save(store, arguments)
+
+
+def _held(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """An action that edits a folder, which it holds against other processes from loading to saving."""
+
+    def held(arguments: argparse.Namespace) -> int:
+        from ..store_lock import locked_folder
+
+        target = arguments.out or arguments.store
+        if not os.path.isdir(target):
+            return run(arguments)
+        with locked_folder(target):
+            return run(arguments)
+
+    return held
+
+
+def _row_ids(text: str) -> list[int]:
+    """Row ids written as `3,8-10`."""
+    rows: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if found is None:
+            raise ValueError(f"Expected row ids such as 3,8-10; got {text!r}.")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last - first > 10**7:
+            raise ValueError(f"{text!r} names more rows than there can be.")
+        rows.extend(range(first, last + 1))
+    return rows
 
 
 def load_captioner(source: str | None, store: Any) -> tuple[Any, Any]:

@@ -27,7 +27,7 @@ from ..caption_data.text_files import parse_json, read_text
 from ..datastore_smallcap import CaptionDatastore
 from ..memory_building import NamedPhotos, dataset_rows
 from ..row_columns import CAPTION_COLUMNS, PHOTO_COLUMNS, find_column
-from ..store_files import MANIFEST_NAME
+from ..store_manifest import MANIFEST_NAME
 
 
 _FILE_ENDINGS = (".csv", ".gz", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".txt")

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..store_files import INDEX_NAME, read_manifest
 from ..store_index import read_index
+from ..store_manifest import INDEX_NAME, read_manifest
 
 
 def verify_store(source: str | os.PathLike, store_class: Any) -> list[str]:
