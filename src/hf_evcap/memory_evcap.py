@@ -278,15 +278,18 @@ class MemoryLayers:
             ]
             manifest = {"format": LAYERS_FORMAT, "format_version": 1, "layers": layers}
             (folder / MANIFEST_NAME).write_text(manifest_text(manifest), encoding="utf-8")
+            metadata = {"pretty_name": "Visual-name memories", "tags": ["evcap", "visual-name-memory"]}
             listed = "\n".join(f"- `{table_cell(name)}`: {len(memory):,} rows" for name, memory in saved.items())
-            (folder / CARD_NAME).write_text(make_card({}, f"# Visual-name memories\n\n{listed}"), encoding="utf-8")
+            (folder / CARD_NAME).write_text(
+                make_card(metadata, f"# Visual-name memories\n\n{listed}"), encoding="utf-8"
+            )
 
-        state = write_folder(save_directory, write_files, check)
-        folder = os.path.realpath(save_directory)
-        self._saved = SavedState(folder, state)
-        for name, place in places.items():
-            layer = os.path.join(folder, place)
-            self.memories[name].note_saved(SavedState(layer, str(state_of(Path(layer)))))
+        def note(folder: Path, state: str) -> None:
+            self._saved = SavedState(str(folder), state)
+            for name, place in places.items():
+                self.memories[name].note_saved(SavedState(str(folder / place), str(state_of(folder / place))))
+
+        write_folder(save_directory, write_files, check, note)
 
     @classmethod
     def read(cls, folder: Path, memory_map: bool = False) -> MemoryLayers:

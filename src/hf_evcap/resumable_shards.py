@@ -76,7 +76,14 @@ class ResumableShards:
                 left.unlink()
             return
         self.work.mkdir(parents=True, exist_ok=True)
+        for left in self.work.glob("part-*"):  # of a finished run that was killed while it cleared up, of any plan
+            left.unlink()
         write_json(file, plan)
+
+    def clear(self) -> None:
+        """Removes the working folder when the work is done; the plan first, so that no shard is taken up again."""
+        (self.work / PLAN_NAME).unlink(missing_ok=True)
+        shutil.rmtree(self.work)
 
     def items_of(self, shard: int) -> range:
         """Numbers of a shard's items."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -126,7 +125,7 @@ def build_store(
         return None
     report = _merge(store_class, shards.files, work, save_directory, dtype, dim, settings)
     report.photos, report.shards, report.resumed = items, len(shards.files), shards.resumed
-    shutil.rmtree(work)
+    shards.clear()
     return report
 
 

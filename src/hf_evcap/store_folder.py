@@ -13,7 +13,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,8 +34,9 @@ _ALL_DATA = f"data_files: {DATA_FOLDER}/*.parquet"  # in a card
 def write_folder(
     target: str | os.PathLike,
     write_files: Callable[[Path, Path], None],
-    check: Callable[[Path], None] | None = None,
-) -> str:
+    check: Callable[[Path], None],
+    note: Callable[[Path, str], None],
+) -> None:
     """
     Replaces what a store's folder holds.
 
@@ -46,10 +46,8 @@ def write_folder(
         write_files (`Callable[[Path, Path], None]`):
             Writes the files, the manifest among them, into the folder that it is given first. Names other than those
             of the manifest, the index and the card must be free in the second, the target; see [`free_name`].
-        check (`Callable[[Path], None]`, *optional*): Is given the target, held against others, and may raise.
-
-    Returns:
-        `str`: Identity of the state that was written, as [`~store_manifest.state_of`] gives it.
+        check (`Callable[[Path], None]`): Is given the target when it is held against others, and may raise.
+        note (`Callable[[Path, str], None]`): Is given the target and its new state before it is let go.
 
     Raises:
         OSError: The disk is full or the folder cannot be written; what was there before is unchanged.
@@ -59,10 +57,9 @@ def write_folder(
     folder = Path(os.path.realpath(target))
     existed = folder.exists()
     try:
-        with _explained(Path(target)), locked_folder(folder):
+        with _explained(folder), locked_folder(folder):
             recover_folder(folder)
-            if check is not None:
-                check(folder)
+            check(folder)
             _check_foreign(folder)
             staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
             try:
@@ -70,7 +67,7 @@ def write_folder(
                 _replace_state(staging, folder)
             finally:
                 recover_folder(folder)
-            return str(state_of(folder))
+            note(folder, str(state_of(folder)))
     finally:
         if not existed:
             with suppress(OSError):
@@ -147,7 +144,17 @@ def recover_folder(folder: Path) -> None:
             _remove_empty(folder, journal["added"])
             if (staging / _OLD_CARD).is_file() and not (staging / _PINNED_CARD).is_file():
                 os.replace(staging / _OLD_CARD, folder / CARD_NAME)
-        shutil.rmtree(staging)
+        _clear(staging)
+
+
+def _clear(staging: Path) -> None:
+    """Removes a staging folder; `shutil.rmtree`, when interrupted, may close a descriptor twice."""
+    for place, folders, files in os.walk(staging, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(place, name))
+        for name in folders:
+            os.rmdir(os.path.join(place, name))
+    os.rmdir(staging)
 
 
 def _complete(staging: Path, folder: Path, removed: list[str]) -> None:
@@ -204,23 +211,26 @@ def _to_disk(path: Path) -> None:
 
 @contextmanager
 def _explained(target: Path) -> Iterator[None]:
-    """Says of a failed write which folder it was about and what to do."""
+    """Says of a failed write which folder it was about, what it holds now and what to do."""
+    before = state_of(target)
     try:
         yield
     except FileExistsError:
         raise
     except OSError as error:
-        raise _explain(error, target) from error
+        raise _explain(error, target, before) from error
     except RuntimeError as error:  # how faiss reports that it cannot write
         if "write" not in str(error) and "space" not in str(error):
             raise
-        raise _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), target) from error
+        raise _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), target, before) from error
 
 
-def _explain(error: OSError, target: Path) -> OSError:
+def _explain(error: OSError, target: Path, before: str | None) -> OSError:
     reason = os.strerror(error.errno) if error.errno else str(error)
-    before = "; what was there before is unchanged" if target.exists() else ""
-    message = f"Cannot write {target}: {reason}{before}. Free some space or choose another folder"
+    now = "; what was there before is unchanged" if target.exists() else ""
+    if state_of(target) != before:
+        now = "; the new state is saved, but not all that belongs to the old one is cleared away"
+    message = f"Cannot write {target}: {reason}{now}. Free some space or choose another folder"
     return OSError(error.errno, message) if error.errno else OSError(message)
 
 

@@ -72,10 +72,12 @@ class HubStore:
             if not overwrite:
                 saved.check_unchanged(folder)
 
-        state = write_folder(
-            save_directory, lambda folder, present: saved.write_files(folder, present, write_index), check
+        write_folder(
+            save_directory,
+            lambda folder, present: saved.write_files(folder, present, write_index),
+            check,
+            lambda folder, state: self.note_saved(SavedState(str(folder), state)),
         )
-        self.note_saved(SavedState(os.path.realpath(save_directory), state))
 
     def check_unchanged(self: Any, folder: Path) -> None:
         """Raises `ValueError` if a folder that this store comes from holds something else by now."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from .store_index_check import fits_rows, import_faiss, index_problem
 from .store_keys import KeyBuffer, KeyRows, exact_search, normalize_keys
 from .store_manifest import hash_file
 
@@ -39,15 +40,6 @@ def default_index_factory(rows: int, dim: int) -> str:
     return f"{reduced}IVF{2 ** round(np.log2(rows) / 2 + 1)},SQ8"
 
 
-def import_faiss() -> Any:
-    """Imports faiss, or says how to install it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError("Indexes need faiss: `pip install faiss-cpu`.") from error
-    return faiss
-
-
 class TooFewRowsError(ValueError):
     """An index cannot be trained on so few rows."""
 
@@ -61,6 +53,8 @@ def make_index(factory: str, keys: KeyRows) -> Any:
         TooFewRowsError: It needs more rows.
     """
     faiss = import_faiss()
+    if not fits_rows(factory, keys.length):
+        raise TooFewRowsError(f"The index {factory!r} has more cells than there are rows, {keys.length}.")
     try:
         index = faiss.index_factory(keys.dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
@@ -319,33 +313,17 @@ def read_index(
         problem = _reason(error) if isinstance(error, RuntimeError) else "it asks for more memory than there is"
         logger.warning(f"{file} cannot be read ({problem}); the index will be rebuilt from the rows.")
         return None
-    if index.ntotal != len(keys) or index.d != keys.dim or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        found = f"{index.ntotal} rows of {index.d} numbers, not {len(keys)} of {keys.dim}"
-        logger.warning(f"{file} is stale: {found}; the index will be rebuilt from the rows.")
+    oddity = index_problem(index, factory, keys)
+    if oddity is not None:
+        logger.warning(f"{file} {oddity}; the index will be rebuilt from the rows.")
         return None
-    read = RowIndex(factory, index, file if memory_map else None)
-    if not finds_own_rows(read, keys):
-        logger.warning(f"{file} does not find its own rows; the index will be rebuilt from them.")
-        return None
-    return read
-
-
-def finds_own_rows(index: RowIndex, keys: KeyRows, probes: int = 16) -> bool:
-    """Whether an index finds at least half of a sample of the rows it should hold."""
-    rows = np.linspace(0, len(keys) - 1, num=min(len(keys), probes), dtype=int)
-    if not len(rows):
-        return True
-    wanted = keys.take(rows)
-    found = index.index.search(normalize_keys(wanted), 1)[1][:, 0]
-    right = (found >= 0) & (keys.take(found.clip(min=0)) == wanted).all(axis=1)
-    return bool(right.mean() >= 0.5)
+    return RowIndex(factory, index, file if memory_map else None)
 
 
 __all__ = [
     "RowIndex",
     "TooFewRowsError",
     "default_index_factory",
-    "finds_own_rows",
     "make_index",
     "read_index",
     "write_flat_index",

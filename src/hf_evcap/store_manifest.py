@@ -128,9 +128,9 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
             f"{file} is of format {version}, this hf_evcap reads up to {FORMAT_VERSION}. Upgrade with "
             "`pip install -U hf_evcap`."
         )
-    # Folders of earlier versions name no files and have no hash of their settings.
-    recorded = manifest.get("settings_sha256", None if "files" in manifest else hash_settings(manifest))
-    if recorded != hash_settings(manifest):
+    # Folders of earlier versions have no hash of their settings, and name no files and no folders of layers.
+    earlier = "files" not in manifest and '"folder"' not in json.dumps(manifest.get("layers"))
+    if manifest.get("settings_sha256", hash_settings(manifest) if earlier else None) != hash_settings(manifest):
         raise ValueError(
             f"The settings in {file} (retrieval, encoder, preprocessing, index) are not those that were saved. "
             "Restore the file; to change a setting, change it in Python and save."
