@@ -3,8 +3,9 @@ Kills a write at each of its file-system calls in turn (kill -9, or Ctrl-C), and
 
     python interrupted_writes.py SCENARIO|all kill|interrupt FOLDER [EVERY [FIRST]]
 
-Prints what was tried and every problem as JSON, a line a scenario; with EVERY, stops at each so-manieth call only. With `fault_points.c` preloaded the calls of every library count;
-otherwise those that Python's audit hooks see. Each attempt is a fork of this process, so that hundreds take seconds.
+Prints what was tried and every problem as JSON, a line a scenario; with EVERY, stops at each so-manieth call only.
+With `fault_points.c` preloaded the calls of every library count; otherwise those that Python's audit hooks see. Each
+attempt is a fork of this process, so that hundreds take minutes.
 """
 
 from __future__ import annotations
