@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..store_files import DATA_FOLDER, INDEX_NAME, LAYERS_FOLDER, MANIFEST_NAME
+from ..store_manifest import DATA_FOLDER, INDEX_NAME, LAYERS_FOLDER, MANIFEST_NAME
 from .card_facts import RESULTS_NAME
 
 

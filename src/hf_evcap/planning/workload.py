@@ -13,7 +13,7 @@ from transformers import AutoProcessor, PreTrainedConfig
 from transformers.utils import cached_file
 
 from ..processing_evcap import EVCapProcessor
-from ..store_files import MANIFEST_NAME
+from ..store_manifest import MANIFEST_NAME
 from .arguments import PlanArguments
 
 
