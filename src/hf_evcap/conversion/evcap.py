@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BertTokenizer, GenerationConfig, LlamaTokenizer
+from transformers import AutoConfig, AutoTokenizer, BertTokenizer, LlamaTokenizer
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils import logging
 
 from ..checkpoint_reader import read_pretrained, read_state_file
 from ..configuration_evcap import EVCapConfig
+from ..language_models import caption_generation_config
 from ..memory_evcap import VisualNameMemory
 from ..modeling_evcap import EVCapForConditionalGeneration
 from ..processing_evcap import EVCapProcessor
@@ -235,20 +236,6 @@ def load_tokenizer(source: Any, *, kind: str) -> Any:
     return AutoTokenizer.from_pretrained(str(source), **options)
 
 
-def _reference_generation_config(tokenizer: Any) -> GenerationConfig:
-    """Beam 5, at most 32 new tokens, stops at a newline and at full stops, as the reference decodes."""
-    ends = [tokenizer.eos_token_id]
-    ends += [tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in ("a\n", "a.", "a .")]
-    return GenerationConfig(
-        num_beams=5,
-        max_new_tokens=32,
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted({end for end in ends if end is not None}),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
 def _initialize_fusion(
     init: str, missing: list[str], blip2_state: Callable[[], dict[str, torch.Tensor]]
 ) -> tuple[dict[str, torch.Tensor], int]:
@@ -389,7 +376,7 @@ def convert_evcap(
         model = EVCapForConditionalGeneration.from_pretrained(
             None, config=config, state_dict={key: converted[key] for key in expected if key in converted}, dtype=dtype
         )
-    model.generation_config = _reference_generation_config(processor.tokenizer)
+    model.generation_config = caption_generation_config(processor.tokenizer)
     model.name_tokenizer = name_tokenizer
     if memory is not None:
         model.set_memory(_load_memory(memory, model))
