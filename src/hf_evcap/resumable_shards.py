@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .output_folders import check_output
 from .processes import process_state
 from .whole_files import write_json
 
 
 PLAN_NAME = "plan.json"
+RESULT_NAME = "result.json"  # what the shards were put together to, for a run that is killed right after
+_OWN_FILES = (
+    f"{PLAN_NAME}*",
+    f"{RESULT_NAME}*",
+    "part-*",
+    "keys.tmp",
+    "dataset_info.json",
+    "state.json",
+    "feature_cache.json",
+)
 
 
 class ResumableShards:
@@ -32,7 +44,7 @@ class ResumableShards:
         what (`str`, *optional*, defaults to `"build"`): What the work is, for messages.
 
     Raises:
-        ValueError: The folder holds shards of another plan.
+        ValueError: The folder holds shards of another plan, or other things.
     """
 
     def __init__(
@@ -63,7 +75,7 @@ class ResumableShards:
         """Makes the working folder, or checks that the unfinished work in it is of the same plan."""
         file = self.work / PLAN_NAME
         if restart:
-            shutil.rmtree(self.work, ignore_errors=True)
+            self.discard()
         if file.is_file():
             earlier = json.loads(file.read_text(encoding="utf-8"))
             other = sorted(name for name in {**plan, **earlier} if plan.get(name) != earlier.get(name))
@@ -75,15 +87,21 @@ class ResumableShards:
             for left in self.work.glob("part-*.tmp"):  # of a run that was killed while it wrote
                 left.unlink()
             return
+        check_output(self.work, own=_OWN_FILES, wanted=f"folder of an unfinished {what}")
         self.work.mkdir(parents=True, exist_ok=True)
         for left in self.work.glob("part-*"):  # of a finished run that was killed while it cleared up, of any plan
             left.unlink()
         write_json(file, plan)
 
-    def clear(self) -> None:
-        """Removes the working folder when the work is done; the plan first, so that no shard is taken up again."""
-        (self.work / PLAN_NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.work)
+    def discard(self) -> None:
+        """Deletes what was kept of the work, and its folder unless somebody put other things there."""
+        if not self.work.is_dir():
+            return
+        for path in self.work.iterdir():
+            if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _OWN_FILES):
+                path.unlink()
+        with contextlib.suppress(OSError):
+            self.work.rmdir()
 
     def items_of(self, shard: int) -> range:
         """Numbers of a shard's items."""

@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .resumable_shards import ResumableShards
-from .store_files import read_columns
+from .output_folders import check_output
+from .resumable_shards import PLAN_NAME, RESULT_NAME, ResumableShards
+from .store_files import MANIFEST_NAME, read_columns
 from .store_keys import KeyBuffer, KeyRows
+from .whole_files import write_json
 
 
 @dataclass
@@ -68,6 +70,7 @@ def build_store(
     batch_size: int,
     shard_size: int,
     restart: bool = False,
+    overwrite: bool = False,
     dtype: str = "float32",
     unit: str = "photo",
 ) -> BuildReport | None:
@@ -88,6 +91,7 @@ def build_store(
         plan (`Mapping`): What else the rows depend on. Shards of another plan are refused.
         batch_size, shard_size (`int`): Items encoded at once, and those after which progress is kept.
         restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run made.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace what `save_directory` holds.
         dtype (`str`, *optional*, defaults to `"float32"`): Precision of the kept keys.
         unit (`str`, *optional*, defaults to `"photo"`): What the progress bar counts.
 
@@ -95,13 +99,16 @@ def build_store(
         [`BuildReport`] in the main process, `None` in the others.
 
     Raises:
-        ValueError: An unfinished build of another plan lies beside the folder.
+        ValueError: An unfinished build of another plan lies beside the folder, or the folder is not empty.
     """
-    work = Path(f"{Path(save_directory)}.building")
+    target = Path(os.path.realpath(save_directory))  # a link is followed now, not when the folder is exchanged
+    work = target.with_name(f"{target.name}.building")
     identity = ("encoder_fingerprint", "query_tokens_hash", "preprocessing_hash")
     fingerprints = {name: settings.get(name) for name in identity}
     sizes = {"batch_size": batch_size, "shard_size": shard_size}
-    shards = ResumableShards(work, {**plan, **fingerprints, **sizes}, items, shard_size, restart=restart)
+    full_plan = {**plan, **fingerprints, **sizes}
+    check_output(target, overwrite or (not restart and _is_result(work, full_plan, target)))
+    shards = ResumableShards(work, full_plan, items, shard_size, restart=restart)
     processes = shards.processes
     with tqdm(
         total=min(items, len(shards.mine) * shard_size),
@@ -123,17 +130,29 @@ def build_store(
     processes.wait_for_everyone()
     if not processes.is_main_process:
         return None
-    report = _merge(store_class, shards.files, work, save_directory, dtype, dim, settings)
+    report = _merge(store_class, shards.files, work, target, dtype, dim, settings)
     report.photos, report.shards, report.resumed = items, len(shards.files), shards.resumed
-    shards.clear()
+    shards.discard()
     return report
+
+
+def _is_result(work: Path, plan: Mapping[str, Any], target: Path) -> bool:
+    """Whether the folder holds what the shards beside it were put together to, by a run that was killed right after."""
+    try:
+        planned, result, manifest = (
+            json.loads(file.read_text(encoding="utf-8"))
+            for file in (work / PLAN_NAME, work / RESULT_NAME, target / MANIFEST_NAME)
+        )
+        return planned == json.loads(json.dumps(plan)) and result["sha256"] == manifest["sha256"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _merge(
     store_class: Any,
     parts: list[Path],
     work: Path,
-    target: str | os.PathLike,
+    target: Path,
     dtype: str,
     dim: int,
     settings: Mapping[str, Any],
@@ -161,7 +180,9 @@ def _merge(
             for group in range(opened.num_row_groups):
                 for chunk in opened.read_row_group(group, columns=["key"])["key"].iterchunks():
                     buffer.append(chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim).astype(kind))
-    store_class.assemble(columns, KeyRows(buffer, buffer.used), **settings).save_pretrained(target)
+    store = store_class.assemble(columns, KeyRows(buffer, buffer.used), **settings)
+    write_json(work / RESULT_NAME, {"sha256": store.fingerprint})
+    store.save_pretrained(target)
     return report
 
 

@@ -63,6 +63,12 @@ def add_build_options(
     parser.add_argument("--index", help="FAISS factory string, such as Flat or HNSW32 (default: by size)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the kept keys")
     parser.add_argument("--restart", action="store_true", help="forget an unfinished build")
+    add_overwrite(parser)
+
+
+def add_overwrite(parser: Any) -> None:
+    """Adds `--overwrite`, which every verb has that writes a folder."""
+    parser.add_argument("--overwrite", action="store_true", help="replace what the folder holds already")
 
 
 def build_options(arguments: argparse.Namespace, source: str, batch_size: int, shard_size: int) -> dict[str, Any]:
@@ -77,6 +83,7 @@ def build_options(arguments: argparse.Namespace, source: str, batch_size: int, s
         "batch_size": batch_size if arguments.batch_size is None else arguments.batch_size,
         "shard_size": shard_size if arguments.shard_size is None else arguments.shard_size,
         "restart": arguments.restart,
+        "overwrite": arguments.overwrite,
         "index_factory": arguments.index,
         "dtype": arguments.dtype,
         "licenses": {source: arguments.license} if arguments.license else {},
@@ -147,6 +154,7 @@ __all__ = [
     "RECIPES",
     "add_build_options",
     "add_build_verb",
+    "add_overwrite",
     "build_options",
     "follow_recipe",
     "load_encoder",

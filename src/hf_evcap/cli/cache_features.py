@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .build_options import add_overwrite
+
 
 DESCRIPTION = """Run a model's frozen vision encoder over every photo of a dataset and keep its hidden states, so that
 training reads them instead of running the encoder in every epoch:
@@ -54,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-urls", action="store_true", help="fetch photos that the dataset names by their address"
     )
+    add_overwrite(parser)
     parser.add_argument("--restart", action="store_true", help="forget what an earlier run made")
     return parser
 
@@ -104,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         shard_size=arguments.shard_size,
         on_error=arguments.on_error,
         restart=arguments.restart,
+        overwrite=arguments.overwrite,
     )
     if report is not None:
         patches, width = report.shape

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..output_folders import check_output
+from .build_options import add_overwrite
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Makes the verb's parser."""
@@ -77,6 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
     datastore.add_argument("index", help="the reference's coco_index, a flat FAISS index")
     datastore.add_argument("captions", help="its coco_index_captions.json")
     datastore.add_argument("--out", required=True, help="folder for the datastore")
+    for kind in (evcap, smallcap, memory, datastore):
+        add_overwrite(kind)
     return parser
 
 
@@ -92,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     from ..hub.ready_configs import find_config
 
+    check_output(arguments.out, arguments.overwrite)
     if arguments.kind == "memory":
         memory = load_evcap_memory(arguments.pickle)
         memory.save_pretrained(arguments.out)

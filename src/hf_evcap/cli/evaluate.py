@@ -81,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     results.add_argument("--output", metavar="FOLDER", help="folder of the results (required)")
     results.add_argument("--report-photos", type=int, default=12, help="photos a part of report.html; 0: no report")
     results.add_argument("--update-card", action="store_true", help="put the figures into the model folder's card")
+    results.add_argument("--overwrite", action="store_true", help="replace what the folder holds already")
     results.add_argument("--restart", action="store_true", help="forget what an earlier run in the folder captioned")
     return parser
 

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..output_folders import check_output
+from .build_options import add_overwrite
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Makes the verb's parser."""
@@ -21,6 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-shard-size", default="50GB", help="size of a weight file at most (default: %(default)s)"
     )
+    add_overwrite(parser)
     return parser
 
 
@@ -31,8 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from ..hub.model_card import write_model_card
 
-    if (arguments.out / "config.json").exists():
-        raise FileExistsError(f"{arguments.out} holds a model already; choose another --out.")
+    check_output(arguments.out, arguments.overwrite)
     model, source, revision = _load(arguments.model, arguments.revision, arguments.dtype)
     model.save_pretrained(arguments.out, frozen="copy", max_shard_size=arguments.max_shard_size)
     AutoProcessor.from_pretrained(source, revision=revision).save_pretrained(arguments.out)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..output_folders import check_output
 from ..photo_files import list_photos
+from .build_options import add_overwrite
 
 
 _PHOTOS_TO_FIT = 2000
@@ -100,14 +102,13 @@ def _add_common(parser: argparse.ArgumentParser, language_model: str, which: str
         choices=("reference", "copy"),
         help="parts from the Hub: only name them, with commit and SHA-256, or copy them (default: reference)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a model that is in DIR already")
+    add_overwrite(parser)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Assembles and saves."""
     arguments = make_parser().parse_args(argv)
-    if (arguments.out / "config.json").exists() and not arguments.overwrite:
-        raise FileExistsError(f"{arguments.out} holds a model already; choose another --out, or --overwrite it.")
+    check_output(arguments.out, arguments.overwrite)
     assembly, model_class = _assemble(arguments)
     model = assembly.load(model_class, arguments.memory)
     model.save_pretrained(arguments.out, frozen=arguments.frozen)

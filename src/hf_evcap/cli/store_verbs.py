@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from ..output_folders import check_output
+from .build_options import add_overwrite
+
 
 class StoreVerbs:
     """
@@ -45,6 +48,7 @@ class StoreVerbs:
         if out:
             kind = self.kind.upper()
             made.add_argument("--out", help=f"folder for the result (default: {kind} itself, if it is a folder)")
+            add_overwrite(made)
         made.set_defaults(run=_held(run) if out else run)
         return made
 
@@ -78,6 +82,7 @@ class StoreVerbs:
         push.add_argument("options", nargs=argparse.REMAINDER, help="of `hf-evcap push`: --private, --dry-run, ...")
         pull = self.add_verb(verbs, "pull", self.pull, f"download and check a {kind}")
         pull.add_argument("--out", required=True, help="folder for it")
+        add_overwrite(pull)
 
     def add_info(self, verbs: Any) -> Any:
         """Adds the parser of `info`."""
@@ -106,6 +111,8 @@ class StoreVerbs:
         out = arguments.out or arguments.store
         if arguments.out is None and not os.path.isdir(out):
             raise ValueError(f"{arguments.store} is not a folder; say with --out where the result shall go.")
+        if os.path.realpath(out) != os.path.realpath(arguments.store):
+            check_output(out, arguments.overwrite)
         store.save_pretrained(out)
         print(f"{store!r} written to {out}")
         if store.last_added is not None and len(store.last_added):

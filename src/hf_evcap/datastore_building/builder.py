@@ -53,6 +53,7 @@ def build_datastore(
     batch_size: int = 256,
     shard_size: int = 16384,
     restart: bool = False,
+    overwrite: bool = False,
     index_factory: str | None = None,
     dtype: str = "float32",
     licenses: Mapping[str, str] | None = None,
@@ -68,6 +69,7 @@ def build_datastore(
         batch_size (`int`, *optional*, defaults to 256): Captions encoded at once.
         shard_size (`int`, *optional*, defaults to 16384): Captions after which progress is kept.
         restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run made.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace what `save_directory` holds.
         index_factory, dtype, licenses, retrieval: As in [`CaptionDatastore`].
 
     Returns:
@@ -98,6 +100,7 @@ def build_datastore(
         batch_size=batch_size,
         shard_size=shard_size,
         restart=restart,
+        overwrite=overwrite,
         dtype=dtype,
         unit="caption",
     )  # fmt: skip

@@ -46,6 +46,7 @@ class EvaluationArguments:
         report_photos (`int`, *optional*, defaults to 12): Photos in each part of the HTML report; 0 writes none.
         update_card (`bool`, *optional*, defaults to `False`): Put the figures into the model folder's card.
         restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run in the folder captioned.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace what the folder holds.
         device, dtype (`str`, *optional*): Where and in which precision the model runs.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Run code that comes with a Hub repo.
     """
@@ -88,11 +89,13 @@ class EvaluationArguments:
     report_photos: int = 12
     update_card: bool = False
     restart: bool = False
+    overwrite: bool = False
     device: str | None = None
     dtype: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        self.restart |= self.overwrite
         for name in ("batch_size", "limit", "num_beams", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

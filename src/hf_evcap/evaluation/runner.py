@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 
 from ..caption_data import KNOWN_DATASETS, load_caption_data
+from ..output_folders import check_output
 from ..processes import process_state
 from ..whole_files import write_json, write_text
 from .ablation_plot import plot_ablation
@@ -28,6 +29,10 @@ from .tables import markdown_report
 from .variants import Variant, base_values, other_variants
 
 
+_WORK = ("memory_overlap", "predictions")  # folders of what is done so far
+_WRITTEN = (
+    "predictions.json", "photos.jsonl", "results.json", "results.md", "report.html", "ablation.png",
+)  # fmt: skip
 _PACKAGES = ("hf_evcap", "torch", "transformers", "datasets", "evaluate", "accelerate", "faiss")
 BASE = "as it is"
 
@@ -53,6 +58,9 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
     """
     state = process_state()
     output = Path(arguments.output)
+    # What was captioned there is gone on with, by the same settings only; scores of given captions are not made again.
+    resumes = arguments.predictions is None and any((output / name).is_dir() for name in _WORK)
+    check_output(output, arguments.overwrite, own=(*_WORK, *_WRITTEN) if resumes else ())
     with state.local_main_process_first():  # one process fills the cache of `datasets`
         data = load_data(arguments)
     if arguments.update_card:

@@ -32,6 +32,7 @@ def build_memory(
     on_error: str = "raise",
     allow_urls: bool = False,
     restart: bool = False,
+    overwrite: bool = False,
     index_factory: str | None = None,
     dtype: str = "float32",
     licenses: Mapping[str, str] | None = None,
@@ -50,6 +51,7 @@ def build_memory(
         on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out photos that cannot be read.
         allow_urls (`bool`, *optional*, defaults to `False`): Fetch photos that the listing names by an address.
         restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run made.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace what `save_directory` holds.
         index_factory, dtype, licenses: As in [`VisualNameMemory`].
         store_class (*optional*): [`CaptionDatastore`] where the photos' names are captions.
         features ([`VisionFeatureCache`], *optional*): Of this model; photos in it are not encoded again.
@@ -87,6 +89,7 @@ def build_memory(
         batch_size=batch_size,
         shard_size=shard_size,
         restart=restart,
+        overwrite=overwrite,
         dtype=dtype,
     )
 

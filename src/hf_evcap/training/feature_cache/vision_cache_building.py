@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ... import __version__
+from ...output_folders import check_output
 from ...photo_loading import hash_photo, load_photo
 from ...resumable_shards import PLAN_NAME, ResumableShards
 from .vision_cache import (
@@ -39,6 +41,7 @@ from .vision_cache import (
 
 logger = logging.get_logger(__name__)
 
+_DATASET_FILES = ("dataset_info.json", "state.json")  # with which `datasets.load_from_disk` opens the folder
 PLAN_IN_MANIFEST = ("shape", "dtype", "vision_fingerprint", "image_processor", "listing")
 
 
@@ -74,6 +77,7 @@ def build_feature_cache(
     shard_size: int = 512,
     on_error: str = "raise",
     restart: bool = False,
+    overwrite: bool = False,
 ) -> CacheReport | None:
     """
     Encodes photos with a model's vision encoder into a cache.
@@ -92,6 +96,7 @@ def build_feature_cache(
         shard_size (`int`, *optional*, defaults to 512): Photos after which progress is kept.
         on_error (`str`, *optional*, defaults to `"raise"`): `"skip"` leaves out photos that cannot be read.
         restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run made, a whole cache too.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace what `output` holds.
 
     Returns:
         [`CacheReport`] in the main process, `None` in the others.
@@ -119,7 +124,7 @@ def build_feature_cache(
         "shard_size": shard_size,
         "on_error": on_error,
     }
-    finished = None if restart else _finished(output, plan)
+    finished = None if overwrite else _finished(output, plan, restart)
     if finished is not None:
         return finished
     work = Path(f"{output}.building")
@@ -152,7 +157,7 @@ def build_feature_cache(
     processes.wait_for_everyone()
     report = None
     if processes.is_main_process:
-        report = _finish(work, output, shards, plan, restart)
+        report = _finish(work, output, shards, plan)
     processes.wait_for_everyone()
     return report
 
@@ -258,18 +263,19 @@ def feature_columns(shape: tuple[int, int], dtype: str) -> datasets.Features:
     )
 
 
-def _finished(output: Path, plan: dict[str, Any]) -> CacheReport | None:
+def _finished(output: Path, plan: dict[str, Any], restart: bool) -> CacheReport | None:
     """The report of a cache that is there already; refuses to write over another one or into somebody's folder."""
     if not (output / CACHE_MANIFEST).is_file():
-        if output.is_file() or (output.is_dir() and any(output.iterdir())):
-            raise ValueError(f"{output} exists and is no feature cache. Choose another folder.")
+        check_output(output, wanted="feature cache")
+        return None
+    if restart:
         return None
     manifest = read_manifest(output)
     other = sorted(name for name in PLAN_IN_MANIFEST if manifest[name] != plan[name])
     if other:
         raise ValueError(
             f"{output} holds a feature cache that differs in {', '.join(other)}. Choose another folder, or make it "
-            "anew with `restart=True` (`--restart`)."
+            "anew with `overwrite=True` (--overwrite)."
         )
     shards = manifest["shards"]
     size = sum(shard["bytes"] for shard in shards)
@@ -294,7 +300,7 @@ def _full_disk(folder: Path, needed: int) -> str:
     )
 
 
-def _finish(work: Path, output: Path, shards: ResumableShards, plan: dict[str, Any], restart: bool) -> CacheReport:
+def _finish(work: Path, output: Path, shards: ResumableShards, plan: dict[str, Any]) -> CacheReport:
     """Writes what makes the shards a dataset and a cache, and gives the folder its name."""
     listed, skipped = [], {}
     for file in shards.files:
@@ -325,15 +331,27 @@ def _finish(work: Path, output: Path, shards: ResumableShards, plan: dict[str, A
     }
     for name, content in (("state.json", state), (CACHE_MANIFEST, manifest)):
         (work / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
-    if restart and (output / CACHE_MANIFEST).is_file():
-        shutil.rmtree(output)
-    elif output.is_dir():
-        output.rmdir()  # empty, as was checked
-    os.replace(work, output)
-    for left in [output / PLAN_NAME, *output.glob("*.skipped.json")]:
-        left.unlink(missing_ok=True)
+    _put_in_place(work, output)
     size = sum(shard["bytes"] for shard in listed)
     return CacheReport(manifest["rows"], size, tuple(plan["shape"]), len(listed), shards.resumed, skipped)
+
+
+def _put_in_place(work: Path, output: Path) -> None:
+    """Gives the finished folder its name. What the package did not write stays in a folder that is replaced."""
+    if (output / CACHE_MANIFEST).is_file():
+        written = [shard["file"] for shard in read_manifest(output)["shards"]]
+        for name in (CACHE_MANIFEST, *written, *_DATASET_FILES):  # the manifest first: what is left is no whole cache
+            (output / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        output.rmdir()
+    if not output.exists():
+        os.replace(work, output)
+    else:
+        for file in sorted(work.iterdir(), key=lambda file: file.name == CACHE_MANIFEST):
+            os.replace(file, output / file.name)
+        work.rmdir()
+    for left in [output / PLAN_NAME, *output.glob("*.skipped.json")]:
+        left.unlink(missing_ok=True)
 
 
 def _sidecar(shard: Path) -> Path:

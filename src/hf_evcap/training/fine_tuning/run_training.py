@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,11 +16,12 @@ from transformers.utils import logging
 import hf_evcap
 
 from ...caption_data import load_caption_data
+from ...output_folders import check_output
 from ...photo_rows import photo_keys
 from ..feature_cache import VisionFeatureCache
 from .caption_collator import PhotoCaptionCollator
 from .caption_examples import CaptionExamples, StreamedCaptionExamples
-from .caption_trainer import CaptionTrainer, last_whole_checkpoint
+from .caption_trainer import TRAINER_STATE, CaptionTrainer, last_whole_checkpoint
 from .freezing import apply_policy, describe_trainable
 from .name_alignment import align_names
 from .name_lists import read_names
@@ -30,6 +33,9 @@ from .training_facts import write_training_facts
 
 
 logger = logging.get_logger(__name__)
+
+# What a run leaves that is killed before its first whole checkpoint.
+_BEFORE_A_CHECKPOINT = ("runs", "unfinished", "checkpoint-*")
 
 
 def load_model(arguments: ModelArguments, training: CaptionTrainingArguments) -> tuple[Any, Any]:
@@ -160,19 +166,21 @@ def find_checkpoint(training: CaptionTrainingArguments) -> str | None:
 
     Raises:
         FileNotFoundError: The one named was not written to its end, or there is none.
-        ValueError: The folder holds the checkpoints of another run.
+        ValueError: The folder holds the checkpoints of another run, or something else.
     """
     given = training.resume_from_checkpoint
     last = last_whole_checkpoint(training.output_dir)
     if given is None or str(given).lower() == "false":
-        if last is not None:
+        if last is not None and not training.overwrite:
             raise ValueError(
                 f"{training.output_dir} already holds {os.path.basename(last)}. Go on with it by "
-                "`--resume_from_checkpoint true`, or choose another `--output_dir`."
+                "`--resume_from_checkpoint true`, start anew by `--overwrite`, or choose another `--output_dir`."
             )
+        check_output(training.output_dir, training.overwrite, own=_BEFORE_A_CHECKPOINT)
         return None
     if str(given).lower() == "true":
         if last is None:
+            check_output(training.output_dir, training.overwrite, own=_BEFORE_A_CHECKPOINT)
             logger.warning(f"{training.output_dir} has no checkpoint yet; training starts at the beginning.")
         return last
     if not os.path.isfile(os.path.join(given, "trainer_state.json")):
@@ -205,6 +213,10 @@ def run_training(
     if data_arguments.dataset is None:
         raise ValueError("Name the captioned photos to train on: `--dataset FILE, FOLDER or Hub id`.")
     checkpoint = find_checkpoint(training)
+    if checkpoint is None and training.overwrite and training.should_save:
+        for old in Path(training.output_dir).glob("checkpoint-*"):  # the next run would go on with them
+            if (old / TRAINER_STATE).is_file():
+                shutil.rmtree(old)
     set_seed(training.seed)
     model, processor = load_model(model_arguments, training)
     if training.ddp_find_unused_parameters is None:

@@ -152,6 +152,8 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     best checkpoint is that of the highest CIDEr, and TensorBoard files are written where tensorboard is installed.
 
     Args:
+        overwrite (`bool`, *optional*, defaults to `False`): Train anew in an `output_dir` that holds something;
+            checkpoints there are deleted.
         early_stopping_patience (`int`, *optional*): Evaluations without a better CIDEr after which training stops.
         compile_layers (`bool`, *optional*, defaults to `False`): Whether the language model's layers are compiled, by
             themselves: unlike `torch_compile` it costs a layer's compiling, and retrieval stays as it is.
@@ -167,6 +169,7 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     report_to: None | str | list[str] = field(
         default=None, metadata={"help": "tensorboard, wandb, ... or none. Default: tensorboard where installed."}
     )
+    overwrite: bool = field(default=False, metadata={"help": "Train anew in an --output_dir that is not empty."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better one."}
     )
