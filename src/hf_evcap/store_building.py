@@ -137,7 +137,7 @@ def build_store(
 
 
 def _is_result(work: Path, plan: Mapping[str, Any], target: Path) -> bool:
-    """Whether the folder holds what the shards beside it were put together to, by a run that was killed right after."""
+    """Whether the folder holds what the shards beside it gave, by a run that was killed right after."""
     try:
         planned, result, manifest = (
             json.loads(file.read_text(encoding="utf-8"))

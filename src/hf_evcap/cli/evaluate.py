@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     import transformers
 
     from ..evaluation import EvaluationArguments, evaluate_captioner
+    from ..evaluation.runner import check_results_folder
     from .yaml_config import parse_with_config
 
     parser = make_parser()
@@ -103,7 +104,9 @@ def main(argv: list[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("hf_evcap.modeling_evcap").setLevel(logging.ERROR)  # that there is no memory is meant so
-    results = evaluate_captioner(EvaluationArguments(**options))
+    given = EvaluationArguments(**options)
+    check_results_folder(given)
+    results = evaluate_captioner(given)
     if results is not None:
         output = Path(options["output"])
         print((output / "results.md").read_text(encoding="utf-8"))

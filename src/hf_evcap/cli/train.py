@@ -81,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name:<16} {what}")
         return 0
     model, data, training, retrieval = parse_arguments(argv)
-    from ..training.fine_tuning.run_training import run_training
+    from ..training.fine_tuning.run_training import check_output_dir, run_training
 
+    check_output_dir(training)
     run_training(model, data, training, retrieval, report=print)
     return 0

@@ -58,9 +58,6 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
     """
     state = process_state()
     output = Path(arguments.output)
-    # What was captioned there is gone on with, by the same settings only; scores of given captions are not made again.
-    resumes = arguments.predictions is None and any((output / name).is_dir() for name in _WORK)
-    check_output(output, arguments.overwrite, own=(*_WORK, *_WRITTEN) if resumes else ())
     with state.local_main_process_first():  # one process fills the cache of `datasets`
         data = load_data(arguments)
     if arguments.update_card:
@@ -95,6 +92,20 @@ def evaluate_captioner(arguments: EvaluationArguments) -> dict[str, Any] | None:
     results["dataset"]["in_memory"] = [data["image_id"][row] for row in seen]
     _write(output, arguments, data, results, runs)
     return results
+
+
+def check_results_folder(arguments: EvaluationArguments) -> None:
+    """
+    Refuses a folder that holds something else, or scores of given captions.
+
+    What was captioned there is gone on with; [`evaluate_captioner`] does so under the same settings only.
+
+    Raises:
+        OutputExistsError: Neither is it so, nor may the folder be overwritten.
+    """
+    output = Path(arguments.output)
+    resumes = arguments.predictions is None and any((output / name).is_dir() for name in _WORK)
+    check_output(output, arguments.overwrite, own=(*_WORK, *_WRITTEN) if resumes else ())
 
 
 def load_data(arguments: EvaluationArguments) -> datasets.Dataset:

@@ -176,16 +176,26 @@ def find_checkpoint(training: CaptionTrainingArguments) -> str | None:
                 f"{training.output_dir} already holds {os.path.basename(last)}. Go on with it by "
                 "`--resume_from_checkpoint true`, start anew by `--overwrite`, or choose another `--output_dir`."
             )
-        check_output(training.output_dir, training.overwrite, own=_BEFORE_A_CHECKPOINT)
         return None
     if str(given).lower() == "true":
         if last is None:
-            check_output(training.output_dir, training.overwrite, own=_BEFORE_A_CHECKPOINT)
             logger.warning(f"{training.output_dir} has no checkpoint yet; training starts at the beginning.")
         return last
     if not os.path.isfile(os.path.join(given, "trainer_state.json")):
         raise FileNotFoundError(f"{given} is not a checkpoint, or was not written to its end.")
     return str(given)
+
+
+def check_output_dir(training: CaptionTrainingArguments) -> None:
+    """
+    Refuses an `output_dir` that holds something else than a run that can be gone on with; see [`find_checkpoint`].
+
+    Raises:
+        OutputExistsError: It does, and may not be overwritten.
+    """
+    given = str(training.resume_from_checkpoint).lower()
+    if given in ("none", "false", "true") and last_whole_checkpoint(training.output_dir) is None:
+        check_output(training.output_dir, training.overwrite, own=_BEFORE_A_CHECKPOINT)
 
 
 def run_training(
