@@ -8,6 +8,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from .store_folder import STAGING_PREFIX, recover_folder
+from .store_lock import locked_folder
+
 
 _IGNORED = (".DS_Store",)
 _SHOWN = 3
@@ -48,6 +51,9 @@ def check_output(
         raise NotADirectoryError(f"{folder} is a file; give a folder.")
     if overwrite or not folder.is_dir():
         return
+    if any(folder.glob(f"{STAGING_PREFIX}*")):  # of a save that was killed: undone or completed, it may leave nothing
+        with locked_folder(folder) as real:
+            recover_folder(real)
     entries = sorted(path.name for path in folder.iterdir() if path.name not in _IGNORED)
     others = [name for name in entries if not any(fnmatch.fnmatchcase(name, pattern) for pattern in own)]
     if not others:

@@ -97,8 +97,7 @@ class ResumableShards:
         """Deletes what was kept of the work, and its folder unless somebody put other things there."""
         if not self.work.is_dir():
             return
-        last = (PLAN_NAME, RESULT_NAME)  # while they are there, a run that is killed here can be given again
-        for path in sorted(self.work.iterdir(), key=lambda path: path.name in last):
+        for path in sorted(self.work.iterdir(), key=lambda path: path.name != PLAN_NAME):  # no shard counts without it
             if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _OWN_FILES):
                 path.unlink()
         with contextlib.suppress(OSError):

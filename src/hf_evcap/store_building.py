@@ -18,8 +18,9 @@ from transformers.utils import logging
 
 from .output_folders import check_output
 from .resumable_shards import PLAN_NAME, RESULT_NAME, ResumableShards
-from .store_files import MANIFEST_NAME, read_columns
+from .store_files import read_columns
 from .store_keys import KeyBuffer, KeyRows
+from .store_manifest import MANIFEST_NAME
 from .whole_files import write_json
 
 

@@ -57,6 +57,7 @@ def build(folder: Path) -> None:
         dim=8,
         settings={"index_factory": "IVF2,SQ8"},
         plan={},
+        overwrite=True,
         batch_size=20,
         shard_size=40,
     )
