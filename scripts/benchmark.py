@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measures the package on this machine: `scripts/benchmark.py caption|memory|metrics [options]`.
+"""Measures the package on this machine: `scripts/benchmark.py caption|load|memory|metrics|... [options]`.
 
 Each subject is a module in `scripts/benchmarks/` with `make_parser()` and `main(argv)`. Figures are ratios within one
 run where they can be: machines differ, and this one's neighbours are noisy.

@@ -20,7 +20,7 @@ FILE_BYTES = 480 << 20  # of keys in one parquet file; the Hub likes files below
 ROW_GROUP_BYTES = 64 << 20
 MAX_DIM = 1 << 16
 UNPACKED_BYTES = 256 << 20  # of keys that any file may claim to hold ...
-UNPACKED_RATIO = 1000  # ... and how many times its own size a larger one may; real keys fold to a third at best
+UNPACKED_RATIO = 200  # ... and how many times its own size a larger one may: rows of one photo share a key
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 

@@ -72,6 +72,29 @@ def test_add_rename_remove(
     assert "Expected LEFT=RIGHT, got 'owl'" in capsys.readouterr().err
 
 
+def test_remove_by_source_kind_and_rows(
+    folder: Path, tiny_dir: Path, photo_paths: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = load(folder)
+    assert run("add", folder, "owl", *photo_paths[:2], "--model", tiny_dir, "--set", "source=mine") == 0
+    rows = f"{len(shipped)}-{len(shipped) + 1}"
+    assert f"added rows {rows}; `remove {folder} --rows {rows}` takes them back" in capsys.readouterr().out
+    assert run("remove", folder, "owl", "--source", "mine", "--out", folder.parent / "less") == 0
+    assert load(folder.parent / "less").fingerprint == shipped.fingerprint
+    assert run("remove", folder, "--rows", rows) == 0
+    assert load(folder).fingerprint == shipped.fingerprint
+    assert run("remove", folder, "owl", "--kind", "object", "--rows", shipped.names.index("owl")) == 0
+    assert len(load(folder)) == len(shipped) - 1
+    capsys.readouterr()
+    for words, message in (
+        (["owl", "--source", "mars"], "no such row of 'owl'"),
+        (["--rows", "9-"], "Expected row ids such as 3,8-10; got '9-'"),
+        ([], "Say what to remove"),
+    ):
+        assert run("remove", folder, *words) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_subset_merge_diff(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     birds, rest = folder.parent / "birds", folder.parent / "rest"
     assert run("subset", folder, "owl", "--match", "^wine", "--out", birds) == 0
