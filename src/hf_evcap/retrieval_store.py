@@ -198,7 +198,8 @@ class RetrievalStore(HubStore):
     ) -> tuple[pa.Table, np.ndarray]:
         if isinstance(texts, str):
             raise TypeError(f"Expected a list of {cls.text_word}s, got the string {texts!r}; write [{texts!r}].")
-        texts = [cls._check_text(text, f"row {row}") for row, text in enumerate(texts)]
+        word, longest = cls.text_word, cls.max_text_characters
+        texts = [check_text(text, row, word, longest) for row, text in enumerate(texts)]
         checked = check_columns(cls.text_column, texts, columns)
         return cls._complete(checked), check_keys(keys, len(texts), dim, dtype, cls.store_word)
 

@@ -13,30 +13,34 @@ from .store_keys import KEY_DTYPES, arrow_numbers, check_keys
 from .store_snapshot import StoreSnapshot
 
 
-def check_text(text: Any, place: str, word: str, max_characters: int) -> str:
+def check_text(text: Any, place: str | int, word: str, max_characters: int) -> str:
     """
     Returns a row's text with its white space folded, or says why it cannot be one.
 
     Args:
-        place (`str`), word (`str`): Where it stands and what it is called, for messages.
+        place (`str` or `int`), word (`str`): Where it stands, or its row, and what it is called, for messages.
         max_characters (`int`): It may have.
     """
     if not isinstance(text, str):
-        raise TypeError(f"A {word} must be a string; {place} is {type(text).__name__}.")
+        raise TypeError(f"A {word} must be a string; {_named(place)} is {type(text).__name__}.")
     folded = " ".join(text.split())
     if not folded:
-        raise ValueError(f"A {word} must not be empty; {place} is {text!r}.")
+        raise ValueError(f"A {word} must not be empty; {_named(place)} is {text!r}.")
     if len(folded) > max_characters:
         raise ValueError(
-            f"A {word} may have at most {max_characters:,} characters; {place} has {len(folded):,} "
+            f"A {word} may have at most {max_characters:,} characters; {_named(place)} has {len(folded):,} "
             f"({folded[:40]!r}...). Shorten it."
         )
     if not folded.isascii():
         try:
             folded.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"A {word} must be valid Unicode; {place} is not ({error.reason}).") from error
+            raise ValueError(f"A {word} must be valid Unicode; {_named(place)} is not ({error.reason}).") from error
     return folded
+
+
+def _named(place: str | int) -> str:
+    return f"row {place}" if isinstance(place, int) else place
 
 
 def split_table(table: pa.Table, text_column: str, word: str, dtype: str) -> tuple[pa.Table, np.ndarray]:
