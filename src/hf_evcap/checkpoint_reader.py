@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+
+from .torch_pickles import check_checkpoint
 
 
 # In the order in which transformers looks for them.
@@ -62,8 +63,11 @@ def read_state_file(path: Path, prefixes: Iterable[str] | None = None) -> dict[s
                 return {key: file.get_tensor(key) for key in file.keys() if key.startswith(wanted)}
         # The format of torch before 1.6, not a zip file, cannot be mapped into memory.
         mmap = zipfile.is_zipfile(path)
+        check_checkpoint(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, OSError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a hostile file can fail in any way
         raise ValueError(f"{path.name} is damaged or holds more than weights: {error}") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         loaded = loaded["model"]
