@@ -10,6 +10,7 @@ import resource
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,11 @@ from hf_evcap.checkpoint_reader import read_state_file
 from hf_evcap.conversion import load_evcap_memory
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # what the files are made with
-
-
 def storage_bytes(values: torch.Tensor) -> bytes:
     buffer = io.BytesIO()
-    torch.save(values.storage(), buffer, _use_new_zipfile_serialization=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # typed storages are what such pickles hold
+        torch.save(values.storage(), buffer, _use_new_zipfile_serialization=False)
     return buffer.getvalue()
 
 
@@ -257,8 +257,10 @@ CHECKPOINTS = {
     "two pickles": zip_of({"a/data.pkl": b"\x80\x02}.", "b/data.pkl": b"\x80\x02}."}),
     "no pickle": zip_of({"a/data": b""}),
     "an archive of nothing": zip_of({}),
-    "an old file that claims 4 TB": OLD_HEAD + tensor_program("0", HUGE, (HUGE,), (1,)) + pickle.dumps(["0"], 2) + struct.pack("<q", HUGE) + FOUR,
-    "an old file with another order": OLD_HEAD + tensor_program("0", 4, (4,), (1,)) + pickle.dumps(["1"], 2) + struct.pack("<q", 4) + FOUR,
+    "an old file that claims 4 TB": OLD_HEAD
+    + tensor_program("0", HUGE, (HUGE,), (1,)) + pickle.dumps(["0"], 2) + struct.pack("<q", HUGE) + FOUR,
+    "an old file with another order": OLD_HEAD
+    + tensor_program("0", 4, (4,), (1,)) + pickle.dumps(["1"], 2) + struct.pack("<q", 4) + FOUR,
 }  # fmt: skip
 
 
@@ -316,7 +318,8 @@ def test_nothing_is_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     command = b"cos\nsystem\n" + text(f"touch {marker}") + b"\x85R"
     programs = [b"\x80\x02" + command + b".", b"\x80\x02}" + text("w") + command + b"s.",
-                b"\x80\x02]" + command + b"a.", b"\x80\x02" + REBUILD + b"(" + command + b"tR.", b"\x80\x02" + LOAD + command + b"\x85R."]  # fmt: skip
+                b"\x80\x02]" + command + b"a.",
+                b"\x80\x02" + REBUILD + b"(" + command + b"tR.", b"\x80\x02" + LOAD + command + b"\x85R."]  # fmt: skip
     for number, program in enumerate(programs):
         (tmp_path / f"{number}.pkl").write_bytes(program)
         (tmp_path / f"{number}.pth").write_bytes(archive(program, {}))
