@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -32,6 +33,9 @@ def takes_cache(forward: Forward) -> Forward:
     @wraps(forward)
     def forward_with_either_name(*args: Any, **kwargs: Any) -> Any:
         if "past_key_values" in kwargs:
+            if CACHE == "cache":
+                message = "`past_key_values` is deprecated, as in transformers since 5.24; the name is `cache` now."
+                warnings.warn(message, FutureWarning, stacklevel=2)
             kwargs["cache"] = pop_cache(kwargs)
         return forward(*args, **kwargs)
 

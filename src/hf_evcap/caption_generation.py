@@ -10,6 +10,7 @@ from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin
 
 from .cache_name import CACHE, pop_cache
+from .frozen_encoder import OUTPUT_OPTIONS
 
 
 class CaptionGenerationMixin(GenerationMixin):
@@ -52,8 +53,8 @@ class CaptionGenerationMixin(GenerationMixin):
         *,
         cache: Cache | None = None,
         labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
-        return_dict: bool | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor | None, Any]:
         """
@@ -67,9 +68,11 @@ class CaptionGenerationMixin(GenerationMixin):
                 mask when absent.
             cache (`Cache`, *optional*): Of the tokens before.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): -100 where there is
-                nothing to learn; shifted inside. Of the last tokens only, where there are fewer of them or of logits.
+                nothing to learn; shifted inside. Fewer than the sequence has are those of its end. Where logits are kept
+                of some tokens only (`logits_to_keep`), theirs count.
+            shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Labels that are
+                shifted already, such as a context-parallel `Trainer` gives.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*): What the loss is divided by, from the `Trainer`.
-            return_dict (`bool`, *optional*): Not heeded: outputs are always named.
             kwargs: Further arguments of the language model.
 
         Returns:
@@ -78,19 +81,29 @@ class CaptionGenerationMixin(GenerationMixin):
         if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
             seen, dtype = attention_mask, self.language_model.dtype  # not every attention takes a boolean mask
             attention_mask = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+        for name in OUTPUT_OPTIONS:
+            if getattr(self.config, name, False):  # set for the whole model
+                kwargs.setdefault(name, True)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
+            return_dict=True,
             **{CACHE: cache},
             **self.position_inputs(attention_mask, position_ids, inputs_embeds.shape[1]),
             **kwargs,
         )
-        if labels is None:
+        if shift_labels is None and labels is not None:
+            missing = inputs_embeds.shape[1] - labels.shape[1]
+            shift_labels = nn.functional.pad(labels, (missing, 1), value=-100)[:, 1:]
+        if shift_labels is None:
             return None, outputs
+        kept = kwargs.get("logits_to_keep", 0)
+        shift_labels = shift_labels[:, slice(-kept, None) if isinstance(kept, int) else kept]
         logits = outputs.logits
-        labels = nn.functional.pad(labels, (logits.shape[1] - labels.shape[1], 0), value=-100)  # or cut
         items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
-        loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **items)
+        loss = self.loss_function(
+            logits=logits, labels=None, shift_labels=shift_labels.contiguous(), vocab_size=logits.shape[-1], **items
+        )
         return loss, outputs
 
     def write_captions(
@@ -144,6 +157,8 @@ class CaptionGenerationMixin(GenerationMixin):
 
         copies = max(option("num_beams", 1), option("num_return_sequences", 1))
         plain = option("use_cache", True) and option("cache_implementation", None) in (None, "dynamic")
+        # What is asked for of the first step covers the whole prompt, so that has to be run in it.
+        plain &= not (option("output_attentions", False) or option("output_hidden_states", False))
         if copies == 1 or not plain or inputs_embeds.shape[1] < 2 or options.get("assistant_model") is not None:
             return None
         cache = self._empty_cache()

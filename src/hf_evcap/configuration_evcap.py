@@ -107,7 +107,7 @@ class EVCapConfig(RetrievalConfig):
     """
 
     model_type = "evcap"
-    keys_to_ignore_at_inference = ["cache", "past_key_values", "names"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_outputs", "names"]
     sub_configs = {
         "vision_config": AutoConfig,
         "qformer_config": AutoConfig,

@@ -67,7 +67,7 @@ class SmallCapConfig(RetrievalConfig):
     """
 
     model_type = "smallcap"
-    keys_to_ignore_at_inference = ["cache", "past_key_values", "captions"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_outputs", "captions"]
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
     vision_config: Any = None

@@ -91,13 +91,19 @@ class SmallCapOPTDecoderLayer(OPTDecoderLayer):
             self.embed_dim, elementwise_affine=config.text_config.layer_norm_elementwise_affine
         )
 
+    def __call__(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Passes the photos by position: reentrant checkpointing loses the gradients of keyword arguments."""
+        return super().__call__(hidden_states, encoder_hidden_states, **kwargs)
+
     @takes_cache
     def forward(
         self,
         hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Args as those of OPT's layer, and `encoder_hidden_states`, the photos."""

@@ -9,12 +9,15 @@ from transformers import AutoModel
 
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .modeling_efficientnet_lite import EfficientNetLiteModel
+from .offloading import complete_state_dict, to_part
 from .photo_loading import load_photo
 from .weight_fingerprint import hash_tensors
 
 
 # A Hub repo that carries this file may run where hf_evcap is not installed, so the vision tower registers itself here.
 AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
+
+OUTPUT_OPTIONS = ("output_hidden_states", "output_attentions")
 
 
 class FrozenEncoderMixin(torch.nn.Module):
@@ -42,7 +45,7 @@ class FrozenEncoderMixin(torch.nn.Module):
         """
         if self.config.encoder_fingerprint is not None or not self.encoder_parts:
             return self.config.encoder_fingerprint
-        state = self.state_dict()
+        state = complete_state_dict(self)
         return hash_tensors({name: state[name] for name in state if name.split(".")[0] in self.encoder_parts})
 
     # Photos
@@ -58,11 +61,41 @@ class FrozenEncoderMixin(torch.nn.Module):
         Returns:
             `torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`.
         """
-        pixel_values = pixel_values.to(self.vision_model.device, self.vision_model.dtype)
-        hidden_states = self.vision_model(pixel_values=pixel_values).last_hidden_state
+        return self.run_vision_model(pixel_values)["last_hidden_state"]
+
+    def run_vision_model(
+        self,
+        pixel_values: torch.Tensor | None,
+        vision_hidden_states: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """
+        Runs the vision encoder, or takes what it gave before.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*): From the processor.
+            vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`, *optional*):
+                What [`get_vision_hidden_states`] returned for the photos before.
+            kwargs: Further arguments of the vision encoder, such as `output_hidden_states`.
+
+        Returns:
+            `dict`: `last_hidden_state` of shape `(batch_size, num_patches, vision_hidden_size)`, and `hidden_states`
+            and `attentions` where asked for.
+        """
+        if (pixel_values is None) == (vision_hidden_states is None):
+            raise ValueError("Give either `pixel_values` or `vision_hidden_states`.")
+        if pixel_values is None:
+            return {"last_hidden_state": to_part(vision_hidden_states, self.vision_model)}
+        for name in OUTPUT_OPTIONS:
+            if getattr(self.config, name, False):  # set for the whole model
+                kwargs.setdefault(name, True)
+        pixel_values = to_part(pixel_values, self.vision_model).to(self.vision_model.dtype)
+        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+        hidden_states = outputs.last_hidden_state
         if hidden_states.ndim == 4:  # a convolutional tower's (batch, width, rows, columns)
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        return hidden_states
+        kept = {name: outputs.get(name) for name in ("hidden_states", "attentions")}
+        return {"last_hidden_state": hidden_states, **kept}
 
     def get_memory_keys(
         self, pixel_values: torch.Tensor | None = None, vision_hidden_states: torch.Tensor | None = None
@@ -78,4 +111,4 @@ class FrozenEncoderMixin(torch.nn.Module):
         return self.get_memory_keys(pixel_values).float().cpu()
 
 
-__all__ = ["FrozenEncoderMixin"]
+__all__ = ["OUTPUT_OPTIONS", "FrozenEncoderMixin"]

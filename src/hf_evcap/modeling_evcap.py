@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, Cache, LogitsProcessorList, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerEncoder, Blip2QFormerModel, Blip2VisionModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput, can_return_tuple, logging, torch_compilable_check
 
 from .cache_name import CACHE, CACHE_NAMES, takes_cache
 from .caption_generation import CaptionGenerationMixin
 from .configuration_evcap import EVCapConfig
+from .frozen_encoder import OUTPUT_OPTIONS
 from .memory_evcap import MemoryLayers, VisualNameMemory
 from .modeling_retrieval import RetrievalPreTrainedModel, hash_tensors
+from .offloading import own_parameter, to_part
 from .retrieval_evcap import EVCapRetrievedNames, NameRetriever, NameTokens, normalize_name
 from .retrieval_layers import Retrievers
 from .spelling_evcap import EVCapSpelling, SpellingLogitsProcessor
@@ -29,20 +31,31 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass
-class EVCapImageFeatures(ModelOutput):
+class EVCapImageFeatures(BaseModelOutputWithPooling):
     """
     What the frozen encoder makes of photos.
 
     Args:
-        vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`): Patches.
-        query_output (`torch.Tensor` of shape `(batch_size, num_query_tokens, hidden_size)`): Q in the paper.
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`):
+            Patches, also named `vision_hidden_states`.
+        pooler_output (`torch.Tensor` of shape `(batch_size, num_query_tokens, hidden_size)`):
+            Q in the paper, also named `query_output`.
+        hidden_states, attentions (`tuple`, *optional*): The vision encoder's, where asked for.
         retrieval_queries (`torch.Tensor` of shape `(batch_size, num_queries, memory_key_size)`): What is compared
             with the memory's keys.
     """
 
-    vision_hidden_states: torch.Tensor | None = None
-    query_output: torch.Tensor | None = None
     retrieval_queries: torch.Tensor | None = None
+
+    @property
+    def vision_hidden_states(self) -> torch.Tensor:
+        """`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`: Patches."""
+        return self.last_hidden_state
+
+    @property
+    def query_output(self) -> torch.Tensor:
+        """`torch.Tensor` of shape `(batch_size, num_query_tokens, hidden_size)`: Q in the paper."""
+        return self.pooler_output
 
 
 @dataclass
@@ -53,10 +66,12 @@ class EVCapEncodedImages(ModelOutput):
     Args:
         prefix (`torch.Tensor` of shape `(batch_size, num_prefix_tokens, text_hidden_size)`): phi(Q ++ V).
         names ([`EVCapRetrievedNames`]): Names that went into it.
+        image_outputs ([`EVCapImageFeatures`]): What the encoder made of the photos.
     """
 
     prefix: torch.Tensor | None = None
     names: EVCapRetrievedNames | None = None
+    image_outputs: EVCapImageFeatures | None = None
 
 
 @dataclass
@@ -70,9 +85,11 @@ class EVCapOutput(CausalLMOutputWithPast):
         cache, or past_key_values before transformers 5.24 (`Cache`, *optional*): The language model's cache.
         hidden_states, attentions (`tuple`, *optional*): The language model's, where asked for.
         names ([`EVCapRetrievedNames`], *optional*): Names retrieved for the photos.
+        image_outputs ([`EVCapImageFeatures`], *optional*): What the encoder made of the photos.
     """
 
     names: EVCapRetrievedNames | None = None
+    image_outputs: EVCapImageFeatures | None = None
 
 
 class EVCapNameEmbeddings(nn.Module):
@@ -87,8 +104,11 @@ class EVCapNameEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(fusion.hidden_size, eps=fusion.layer_norm_eps)
         self.dropout = nn.Dropout(fusion.hidden_dropout_prob)
 
-    def forward(self, word_embeddings: torch.Tensor) -> torch.Tensor:
-        positions = self.position_embeddings.weight[: word_embeddings.shape[1]]
+    def forward(self, input_ids: torch.LongTensor, word_embeddings: torch.Tensor | None = None) -> torch.Tensor:
+        """Args: name tokens `(batch_size, sequence_length)`, and their embeddings where they are not this module's."""
+        if word_embeddings is None:
+            word_embeddings = self.word_embeddings(input_ids)
+        positions = self.position_embeddings(torch.arange(input_ids.shape[1], device=input_ids.device))
         return self.dropout(self.LayerNorm(word_embeddings.to(positions.dtype) + positions))
 
 
@@ -112,21 +132,24 @@ class EVCapFusionQFormer(nn.Module):
         self,
         name_queries: torch.Tensor,
         query_output: torch.Tensor,
-        word_embeddings: torch.Tensor,
+        input_ids: torch.LongTensor,
         attention_mask: torch.Tensor,
+        word_embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
             name_queries (`torch.Tensor` of shape `(batch_size, num_name_query_tokens, hidden_size)`): T_obj.
             query_output (`torch.Tensor` of shape `(batch_size, num_query_tokens, hidden_size)`): Q.
-            word_embeddings (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Of the name tokens.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The names.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`): 1 for name tokens.
+            word_embeddings (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                Of the name tokens, where the language model has them.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_name_query_tokens, hidden_size)`: V.
         """
         hidden_states = torch.cat([name_queries, query_output], dim=1)
-        names = self.embeddings(word_embeddings)
+        names = self.embeddings(input_ids, word_embeddings)
         mask = torch.zeros_like(attention_mask, dtype=names.dtype)
         mask = mask.masked_fill(attention_mask == 0, torch.finfo(names.dtype).min)[:, None, None, :]
         outputs = self.encoder(
@@ -154,7 +177,7 @@ class EVCapPreTrainedModel(RetrievalPreTrainedModel):
 
     config_class = EVCapConfig
     base_model_prefix = "evcap"
-    main_input_name = "pixel_values"
+    main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -211,15 +234,16 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
     def __init__(self, config: EVCapConfig) -> None:
         super().__init__(config)
         self.vision_model = build_vision_model(config)
-        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
-        self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
+        # Retrieval and fusion compute in fp32, whatever the dtype of the rest.
+        queries = (1, config.num_query_tokens, config.qformer_config.hidden_size)
+        self.query_tokens = nn.Parameter(torch.zeros(queries, dtype=torch.float32))
+        self.qformer = Blip2QFormerModel._from_config(config.qformer_config).float()
         if config.retrieval_space == "vision":
             self.vision_space = EVCapVisionSpace(config.retrieval_options, config.qformer_config.encoder_hidden_size)
-        self.name_query_tokens = nn.Parameter(
-            torch.zeros(1, config.num_name_query_tokens, config.fusion_qformer_config.hidden_size)
-        )
+        name_queries = (1, config.num_name_query_tokens, config.fusion_qformer_config.hidden_size)
+        self.name_query_tokens = nn.Parameter(torch.zeros(name_queries, dtype=torch.float32))
         config.fusion_qformer_config._attn_implementation = self.qformer.config._attn_implementation
-        self.fusion_qformer = EVCapFusionQFormer(config)
+        self.fusion_qformer = EVCapFusionQFormer(config).float()
         text_width = config.text_config.get_text_config().hidden_size
         self.language_projection = nn.Linear(config.fusion_qformer_config.hidden_size, text_width)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
@@ -228,6 +252,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         self.name_tokenizer: Any = None
         self._memory: VisualNameMemory | MemoryLayers | None = None
         self._retrievers: Retrievers | None = None
+        self._keep_in_fp32_modules_strict = [part for part in self._keep_in_fp32_modules_strict if hasattr(self, part)]
         self.post_init()
 
     @classmethod
@@ -286,8 +311,12 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
 
     # Stage 1: encode
 
+    @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor | None = None, vision_hidden_states: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> EVCapImageFeatures:
         """
         Encodes photos with the vision encoder and the image Q-Former (section 3.1).
@@ -296,20 +325,17 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*): From the processor.
             vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`, *optional*):
                 What this method returned for the photos before, to skip the vision encoder.
+            kwargs: `return_dict`, `output_hidden_states`, `output_attentions` and the like, of the vision encoder.
         """
-        if (pixel_values is None) == (vision_hidden_states is None):
-            raise ValueError("Give either `pixel_values` or `vision_hidden_states`.")
-        if vision_hidden_states is None:
-            vision_hidden_states = self.get_vision_hidden_states(pixel_values)
+        features = self.run_vision_model(pixel_values, vision_hidden_states, **kwargs)
+        patches = features["last_hidden_state"]
+        queries = own_parameter(self, "query_tokens").expand(patches.shape[0], -1, -1)
         query_output = self.qformer(
-            query_embeds=self.query_tokens.expand(len(vision_hidden_states), -1, -1),
-            encoder_hidden_states=vision_hidden_states.to(self.query_tokens.device),
+            query_embeds=queries, encoder_hidden_states=to_part(patches, self.qformer), return_dict=True
         ).last_hidden_state
-        if self.config.retrieval_space == "vision":
-            retrieval_queries = self.vision_space(vision_hidden_states)
-        else:
-            retrieval_queries = query_output
-        return EVCapImageFeatures(vision_hidden_states, query_output, retrieval_queries)
+        in_vision_space = self.config.retrieval_space == "vision"
+        retrieval_queries = self.vision_space(patches) if in_vision_space else query_output
+        return EVCapImageFeatures(**features, pooler_output=query_output, retrieval_queries=retrieval_queries)
 
     @property
     def memory_key_size(self) -> int:
@@ -331,13 +357,14 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         Returns:
             `torch.Tensor` of shape `(batch_size, memory_key_size)`.
         """
-        queries = self.get_image_features(pixel_values, vision_hidden_states).retrieval_queries
+        features = self.get_image_features(pixel_values, vision_hidden_states, return_dict=True)
+        queries = features.retrieval_queries
         return queries[:, 0] if self.config.retrieval_space == "vision" else queries.mean(dim=1)
 
     @property
     def query_tokens_hash(self) -> str:
         """`str`: Hash of the image queries, which the paper trains on after the memory was built."""
-        return hash_tensors({"query_tokens": self.query_tokens})
+        return hash_tensors({"query_tokens": own_parameter(self, "query_tokens")})
 
     # Stage 2: retrieve
 
@@ -389,6 +416,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             retrievers = self._retrievers = Retrievers(self.name_tokenizer, self.config.max_name_length)
         return retrievers.of(self._memory, memory, name_column, self.check_memory)
 
+    @torch.compiler.disable  # a search is no graph
     @torch.no_grad()
     def retrieve_names(
         self,
@@ -414,7 +442,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             what = "an empty memory" if retriever is not None else "no memory (see `model.set_memory`)"
             logger.warning_once(f"The model has {what}: captions are written without retrieved names.")
         if retriever is None:
-            return self.tokenize_names([[] for _ in range(len(retrieval_queries))])
+            return self._without_names(retrieval_queries.shape[0], retrieval_queries.device)
         drawn_by = self.training_retrieval if self.training else None
         return retriever(retrieval_queries, self.config, exclude_rows, drawn_by)
 
@@ -422,28 +450,33 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         """Prepares given names, a list for each photo, as [`retrieve_names`] returns them; no rows, scores 0."""
         if any(isinstance(photo, str) for photo in names):
             raise TypeError(f"`names` must hold a list of names for each photo, such as [['owl']]; got {names!r}.")
-        device = self.name_query_tokens.device
         normalized = [[normalize_name(name) for name in photo] for photo in names]
         flat = [name for photo in normalized for name in photo]
+        if not flat:
+            return self._without_names(len(names))
+        if self.name_tokenizer is None:
+            raise ValueError("The model has no name tokenizer; set `model.name_tokenizer = processor.name_tokenizer`.")
         counts = torch.tensor([len(photo) for photo in names], dtype=torch.long)
-        width = int(counts.max()) if len(names) else 0
-        slots = torch.arange(width).expand(len(names), -1)
+        slots = torch.arange(int(counts.max())).expand(len(names), -1)
         starts = (counts.cumsum(0) - counts)[:, None]
         ids = torch.where(slots < counts[:, None], starts + slots, -1)
-        if self.name_tokenizer is None and width == 0:
-            # Without a tokenizer there is no separator to stand for an empty list; padding is then all there is.
+        tokens = NameTokens(flat, self.name_tokenizer, self.config.max_name_length)
+        rows = torch.full_like(ids, -1)
+        return EVCapRetrievedNames(normalized, torch.zeros_like(rows, dtype=torch.float), rows, *tokens.join(ids))
+
+    def _without_names(self, batch_size: int, device: torch.device | None = None) -> EVCapRetrievedNames:
+        """K times nothing: a separator for each photo, or padding where no tokenizer tells the separator."""
+        rows = torch.full((batch_size, self.config.num_retrieved_names), -1, device=device)
+        none = torch.zeros(batch_size, 0, dtype=torch.long, device=device)
+        if self.name_tokenizer is None:
             pad = self.config.fusion_qformer_config.pad_token_id or 0
-            input_ids = torch.full((len(names), 1), pad, device=device)
+            input_ids = torch.full((batch_size, 1), pad, device=device)
             attention_mask = torch.ones_like(input_ids)
-        elif self.name_tokenizer is None:
-            raise ValueError("The model has no name tokenizer; set `model.name_tokenizer = processor.name_tokenizer`.")
         else:
-            tokens = NameTokens(flat, self.name_tokenizer, self.config.max_name_length)
-            input_ids, attention_mask = (tensor.to(device) for tensor in tokens.join(ids))
-        rows = torch.full_like(ids, -1).to(device)
-        return EVCapRetrievedNames(
-            normalized, torch.zeros_like(rows, dtype=torch.float), rows, input_ids, attention_mask
-        )
+            input_ids, attention_mask = NameTokens([], self.name_tokenizer, self.config.max_name_length).join(none)
+        # A list for each photo would fix the batch size of an exported graph.
+        names = None if torch.compiler.is_compiling() else [[] for _ in range(batch_size)]
+        return EVCapRetrievedNames(names, torch.zeros_like(rows, dtype=torch.float), rows, input_ids, attention_mask)
 
     # Stage 3: fuse
 
@@ -460,13 +493,14 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         Returns:
             `torch.Tensor` of shape `(batch_size, num_name_query_tokens, hidden_size)`: V.
         """
+        queries = own_parameter(self, "name_query_tokens").expand(query_output.shape[0], -1, -1)
+        words = None
         if self.config.tie_name_embeddings:
-            words = self.get_input_embeddings()(input_ids.to(self.get_input_embeddings().weight.device))
-        else:
-            words = self.fusion_qformer.embeddings.word_embeddings(input_ids)
-        queries = self.name_query_tokens.expand(len(query_output), -1, -1)
+            embeddings = self.get_input_embeddings()
+            words = embeddings(to_part(input_ids, embeddings)).to(queries.device)
         query_output = query_output.to(queries.device, queries.dtype)
-        return self.fusion_qformer(queries, query_output, words.to(queries.device), attention_mask.to(queries.device))
+        names = input_ids.to(queries.device), attention_mask.to(queries.device)
+        return self.fusion_qformer(queries, query_output, *names, words)
 
     # Stage 4: project
 
@@ -478,8 +512,8 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             `torch.Tensor` of shape `(batch_size, num_query_tokens + num_name_query_tokens, text_hidden_size)`.
         """
         features = torch.cat([query_output.to(fused.device, fused.dtype), fused], dim=1)
-        weight = self.language_projection.weight
-        return self.language_projection(features.to(weight.device, weight.dtype))
+        projection = self.language_projection
+        return projection(to_part(features, projection).to(projection.weight.dtype))
 
     def encode_images(
         self,
@@ -489,17 +523,21 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         exclude_rows: torch.LongTensor | None = None,
         memory: Any = None,
         name_column: str | None = None,
+        **kwargs: Any,
     ) -> EVCapEncodedImages:
-        """Runs the four stages. `names` replaces the retrieval; see the stages for the other arguments."""
-        features = self.get_image_features(pixel_values, vision_hidden_states)
+        """
+        Runs the four stages. `names` replaces the retrieval; see the stages for the other arguments, of which `kwargs`
+        go to [`get_image_features`].
+        """
+        features = self.get_image_features(pixel_values, vision_hidden_states, **{**kwargs, "return_dict": True})
         if isinstance(names, list):
             retrieved = self.tokenize_names(names)
         else:
             retrieved = names or self.retrieve_names(features.retrieval_queries, exclude_rows, memory, name_column)
-        if len(retrieved.input_ids) != len(features.query_output):
+        if retrieved.input_ids.shape[0] != features.query_output.shape[0]:
             raise ValueError(f"Got names for {len(retrieved.input_ids)} of {len(features.query_output)} photos.")
         fused = self.fuse_names(features.query_output, retrieved.input_ids, retrieved.attention_mask)
-        return EVCapEncodedImages(self.project(features.query_output, fused), retrieved)
+        return EVCapEncodedImages(self.project(features.query_output, fused), retrieved, features)
 
     def describe_retrieved(self, encoded: EVCapEncodedImages) -> list[list[dict[str, Any]]]:
         """The names of each photo with their scores, as plain Python values."""
@@ -515,34 +553,60 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
 
     # The language model
 
-    def embed_prompt(self, input_ids: torch.LongTensor, prefix: torch.Tensor | None) -> torch.Tensor:
+    def embed_prompt(
+        self,
+        input_ids: torch.LongTensor | None,
+        prefix: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """
         Embeds a prompt and puts the photo's vectors in the place of its image placeholder tokens.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): With `num_prefix_tokens`
-                placeholders a row, or none when `prefix` is `None`.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): With
+                `num_prefix_tokens` placeholders a row, or none when `prefix` is `None`.
             prefix (`torch.Tensor` of shape `(batch_size, num_prefix_tokens, text_hidden_size)`, *optional*).
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, text_hidden_size)`, *optional*):
+                Instead of `input_ids`, the prompt embedded, placeholders included.
 
         Raises:
             ValueError: The placeholders do not fit the photos.
         """
-        image_token_id = self.config.image_token_id
-        is_image = (
-            torch.zeros_like(input_ids, dtype=torch.bool) if image_token_id is None else input_ids == image_token_id
-        )
-        # The placeholder may lie beyond the language model's vocabulary; it is never looked up.
-        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
+        if inputs_embeds is not None and prefix is None:
+            return inputs_embeds
+        is_image = self._find_placeholders(input_ids, inputs_embeds)
+        if inputs_embeds is None:
+            # The placeholder may lie beyond the language model's vocabulary; it is never looked up.
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if prefix is None:
-            return embeddings
+            return inputs_embeds
         counts = is_image.sum(dim=1)
-        if len(prefix) != len(input_ids) or (counts != prefix.shape[1]).any():
-            raise ValueError(
-                f"Each prompt must hold {prefix.shape[1]} image tokens (id {image_token_id}) for its photo; got "
-                f"{counts.tolist()} for {len(prefix)} photos. Make `input_ids` with the model's processor."
-            )
-        return embeddings.masked_scatter(is_image[..., None], prefix.to(embeddings.device, embeddings.dtype))
+        torch_compilable_check(
+            (counts == prefix.shape[1]).all() if prefix.shape[0] == inputs_embeds.shape[0] else False,
+            lambda: (
+                f"Each prompt must hold {prefix.shape[1]} image tokens (id {self.config.image_token_id}) for its "
+                f"photo; got {counts.tolist()} for {len(prefix)} photos. Make `input_ids` with the model's processor."
+            ),
+        )
+        return inputs_embeds.masked_scatter(is_image[..., None], prefix.to(inputs_embeds.device, inputs_embeds.dtype))
 
+    def _find_placeholders(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.BoolTensor:
+        token, embeddings = self.config.image_token_id, self.get_input_embeddings()
+        if inputs_embeds is None:
+            return torch.zeros_like(input_ids, dtype=torch.bool) if token is None else input_ids == token
+        if token is None or token >= embeddings.num_embeddings:
+            raise ValueError(
+                "This model's image token has no embedding, so photos cannot be put into `inputs_embeds`. Give "
+                "`input_ids`, or the photos' vectors inside: "
+                "`model.embed_prompt(input_ids, model.encode_images(pixel_values).prefix)`."
+            )
+        return (inputs_embeds == embeddings(torch.tensor(token, device=inputs_embeds.device))).all(-1)
+
+    @can_return_tuple
     @takes_cache
     def forward(
         self,
@@ -566,6 +630,8 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
                 Photos. Not needed when the cache already holds the prompt.
             vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`, *optional*):
                 Photos already encoded by the vision encoder.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, text_hidden_size)`, *optional*):
+                As in [`embed_prompt`].
             names ([`EVCapRetrievedNames`] or `list[list[str]]`, *optional*): Names to use instead of retrieving.
             exclude_rows (`torch.LongTensor` of shape `(batch_size, n)`, *optional*): See [`retrieve_names`].
             cache (`Cache`, *optional*): The language model's, of the tokens before; also `past_key_values`.
@@ -573,20 +639,18 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
                 Tokens to predict, -100 where there is nothing to learn; shifted inside. Image tokens are not learned.
             kwargs: Passed to the language model (`use_cache`, `output_attentions`, ...) and the loss.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
         encoded = EVCapEncodedImages()
         if pixel_values is not None or vision_hidden_states is not None:
-            encoded = self.encode_images(pixel_values, vision_hidden_states, names, exclude_rows)
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_prompt(input_ids, encoded.prefix)
+            asked_for = {name: kwargs[name] for name in OUTPUT_OPTIONS if name in kwargs}
+            encoded = self.encode_images(pixel_values, vision_hidden_states, names, exclude_rows, **asked_for)
+        inputs_embeds = self.embed_prompt(input_ids, encoded.prefix, inputs_embeds)
         if labels is not None and self.config.image_token_id is not None:
             labels = labels.masked_fill(labels == self.config.image_token_id, -100)
         loss, outputs = self.run_language_model(
             inputs_embeds, attention_mask, position_ids, cache=cache, labels=labels, **kwargs
         )
-        asked_for = {name: outputs.get(name) for name in (CACHE, "hidden_states", "attentions")}
-        return EVCapOutput(loss=loss, logits=outputs.logits, names=encoded.names, **asked_for)
+        own = {name: outputs.get(name) for name in ("logits", CACHE, "hidden_states", "attentions")}
+        return EVCapOutput(loss=loss, **own, names=encoded.names, image_outputs=encoded.image_outputs)
 
     @torch.no_grad()
     def generate(
@@ -594,6 +658,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         vision_hidden_states: torch.Tensor | None = None,
         names: EVCapRetrievedNames | list[list[str]] | None = None,
         exclude_rows: torch.LongTensor | None = None,
@@ -610,7 +675,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
 
         Args:
             input_ids, pixel_values, attention_mask: From the processor.
-            vision_hidden_states, names, exclude_rows: As in [`forward`].
+            inputs_embeds, vision_hidden_states, names, exclude_rows: As in [`forward`].
             encoded_images ([`EVCapEncodedImages`], *optional*):
                 What [`encode_images`] returned, instead of photos; its names tell what was retrieved.
             memory, name_column (*optional*): As in [`retrieve_names`].
@@ -620,30 +685,34 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             The new tokens, without the prompt: `torch.LongTensor` of shape `(batch_size, new_tokens)`, or the output
             object of transformers when `return_dict_in_generate=True`.
         """
-        if input_ids is None:
+        if input_ids is None and inputs_embeds is None:
             raise ValueError(
                 "`generate` needs `input_ids`, the prompt; call `model.generate(**processor(images=...))`."
             )
-        if encoded_images is None:
+        if encoded_images is None and (pixel_values is not None or vision_hidden_states is not None):
             encoded_images = self.encode_images(
                 pixel_values, vision_hidden_states, names, exclude_rows, memory, name_column
             )
-        inputs_embeds = self.embed_prompt(input_ids, encoded_images.prefix)
+        elif encoded_images is None and inputs_embeds is None and self._find_placeholders(input_ids, None).any():
+            raise ValueError("The prompt has image tokens: give its photos, `pixel_values` or `vision_hidden_states`.")
+        encoded_images = encoded_images or EVCapEncodedImages()
+        prompt = self.embed_prompt(input_ids, encoded_images.prefix, inputs_embeds)
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
         if self.config.known_words_only:
             processors = kwargs.pop("logits_processor", None) or []
-            kwargs["logits_processor"] = LogitsProcessorList([*processors, self._spelling_processor(encoded_images)])
-        return self.write_captions(inputs_embeds, attention_mask, **kwargs)
+            spelling = self._spelling_processor(encoded_images.names, len(prompt))
+            kwargs["logits_processor"] = LogitsProcessorList([*processors, spelling])
+        return self.write_captions(prompt, attention_mask, **kwargs)
 
-    def _spelling_processor(self, encoded_images: EVCapEncodedImages) -> SpellingLogitsProcessor:
+    def _spelling_processor(self, retrieved: EVCapRetrievedNames | None, batch_size: int) -> SpellingLogitsProcessor:
         """Keeps captions to known words and the words of each photo's names (`config.known_words_only`)."""
-        names: list[list[int]] = [[] for _ in range(len(encoded_images.prefix))]
+        names: list[list[int]] = [[] for _ in range(batch_size)]
         separator = -1
-        if encoded_images.names is not None and self.name_tokenizer is not None:
+        if retrieved is not None and self.name_tokenizer is not None:
             separator = self.name_tokenizer.sep_token_id
-            masks = encoded_images.names.attention_mask.bool()
-            names = [ids[mask].tolist() for ids, mask in zip(encoded_images.names.input_ids, masks, strict=True)]
+            masks = retrieved.attention_mask.bool()
+            names = [ids[mask].tolist() for ids, mask in zip(retrieved.input_ids, masks, strict=True)]
         return self.spelling.processor(names, separator, self.config.max_name_length)
 
 

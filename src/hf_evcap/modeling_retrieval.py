@@ -31,6 +31,12 @@ class RetrievalPreTrainedModel(ModelPublishingMixin, FreezingMixin, FrozenEncode
         language_model = getattr(self, "language_model", None)
         return super().dtype if language_model is None else language_model.dtype
 
+    @torch.no_grad()
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        super()._init_weights(module)
+        if hasattr(module, "reset_buffers"):
+            module.reset_buffers()
+
     def set_memory(self, memory: Any) -> None:
         """Attaches a memory."""
         raise NotImplementedError(f"{type(self).__name__} does not take a memory.")

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, Cache
-from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
-from transformers.utils import ModelOutput, logging
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithCrossAttentions
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .cache_name import CACHE, CACHE_NAMES, takes_cache
 from .caption_generation import CaptionGenerationMixin
 from .configuration_smallcap import SmallCapConfig
 from .cross_attention_smallcap import build_decoder, empty_cache
 from .datastore_smallcap import CaptionDatastore
+from .frozen_encoder import OUTPUT_OPTIONS
 from .modeling_retrieval import RetrievalPreTrainedModel
+from .offloading import to_part
 from .retrieval_smallcap import CaptionRetriever, SmallCapRetrievedCaptions
 from .vision_space_evcap import EVCapVisionSpace
 
@@ -29,19 +31,26 @@ GENERATION_DEFAULTS = {"max_new_tokens": 25, "num_beams": 3, "length_penalty": 0
 
 
 @dataclass
-class SmallCapImageFeatures(ModelOutput):
+class SmallCapImageFeatures(BaseModelOutputWithPooling):
     """
     What the frozen encoder makes of photos.
 
     Args:
-        vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`): What the
-            decoder attends to.
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`): What the decoder
+            attends to, also named `vision_hidden_states`.
+        pooler_output (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`): The same: the decoder
+            attends to the patches themselves.
+        hidden_states, attentions (`tuple`, *optional*): The vision encoder's, where asked for.
         retrieval_queries (`torch.Tensor` of shape `(batch_size, key_size)`, *optional*): What is compared with the
             datastore's keys.
     """
 
-    vision_hidden_states: torch.Tensor | None = None
     retrieval_queries: torch.Tensor | None = None
+
+    @property
+    def vision_hidden_states(self) -> torch.Tensor:
+        """`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`: What the decoder attends to."""
+        return self.last_hidden_state
 
 
 @dataclass
@@ -52,10 +61,12 @@ class SmallCapEncodedImages(ModelOutput):
     Args:
         vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`): Patches.
         captions ([`SmallCapRetrievedCaptions`]): Captions for the prompt.
+        image_outputs ([`SmallCapImageFeatures`]): What the encoder made of the photos.
     """
 
     vision_hidden_states: torch.Tensor | None = None
     captions: SmallCapRetrievedCaptions | None = None
+    image_outputs: SmallCapImageFeatures | None = None
 
 
 @dataclass
@@ -71,9 +82,11 @@ class SmallCapOutput(CausalLMOutputWithCrossAttentions):
             of the photos.
         hidden_states, attentions, cross_attentions (`tuple`, *optional*): The decoder's, where asked for.
         captions ([`SmallCapRetrievedCaptions`], *optional*): Captions that the prompts hold.
+        image_outputs ([`SmallCapImageFeatures`], *optional*): What the encoder made of the photos.
     """
 
     captions: SmallCapRetrievedCaptions | None = None
+    image_outputs: SmallCapImageFeatures | None = None
 
 
 class SmallCapPreTrainedModel(RetrievalPreTrainedModel):
@@ -142,6 +155,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         self._loaded: dict[str, CaptionDatastore] = {}  # folders and Hub ids that calls named
         self._retriever: CaptionRetriever | None = None  # of the datastore that was used last
         self.generation_config.update(**GENERATION_DEFAULTS)
+        self._keep_in_fp32_modules_strict = [part for part in self._keep_in_fp32_modules_strict if hasattr(self, part)]
         self.post_init()
 
     @classmethod
@@ -205,8 +219,12 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
 
     # Stage 1: encode
 
+    @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor | None = None, vision_hidden_states: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> SmallCapImageFeatures:
         """
         Encodes photos (section 3.1).
@@ -215,19 +233,17 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
             pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*): From the processor.
             vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`, *optional*):
                 What this method returned for the photos before, to skip the vision encoder.
+            kwargs: `return_dict`, `output_hidden_states`, `output_attentions` and the like, of the vision encoder.
         """
-        if (pixel_values is None) == (vision_hidden_states is None):
-            raise ValueError("Give either `pixel_values` or `vision_hidden_states`.")
-        if vision_hidden_states is None:
-            vision_hidden_states = self.get_vision_hidden_states(pixel_values)
-        vision_hidden_states = vision_hidden_states.to(self.vision_model.device)
+        features = self.run_vision_model(pixel_values, vision_hidden_states, **kwargs)
+        patches = features["last_hidden_state"]
         queries = None
         if self.config.retrieval_space == "clip":
-            class_token = vision_hidden_states[:, 0].to(self.vision_model.dtype)
+            class_token = patches[:, 0].to(self.vision_model.dtype)
             queries = self.visual_projection(self.vision_model.post_layernorm(class_token))
         elif self.config.retrieval_space == "vision":
-            queries = self.vision_space(vision_hidden_states)[:, 0]
-        return SmallCapImageFeatures(vision_hidden_states, queries)
+            queries = self.vision_space(patches)[:, 0]
+        return SmallCapImageFeatures(**features, pooler_output=patches, retrieval_queries=queries)
 
     @property
     def memory_key_size(self) -> int | None:
@@ -254,7 +270,8 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         Returns:
             `torch.Tensor` of shape `(batch_size, memory_key_size)`.
         """
-        queries = self.get_image_features(pixel_values, vision_hidden_states).retrieval_queries
+        features = self.get_image_features(pixel_values, vision_hidden_states, return_dict=True)
+        queries = features.retrieval_queries
         if queries is None:
             raise ValueError(
                 f"This model makes no keys: its queries come from {self._external_encoder}. Make the keys with that."
@@ -317,6 +334,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
             retriever = self._retriever = CaptionRetriever(memory)
         return retriever
 
+    @torch.compiler.disable  # a search is no graph
     @torch.no_grad()
     def retrieve_captions(
         self,
@@ -357,13 +375,14 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         retrieval_queries: torch.Tensor | None = None,
         exclude_rows: torch.LongTensor | None = None,
         memory: Any = None,
+        **kwargs: Any,
     ) -> SmallCapEncodedImages:
         """
         Encodes photos and retrieves captions for them. `captions` replaces the retrieval, `retrieval_queries` the
-        model's own queries; see the stages for the other arguments.
+        model's own queries; see the stages for the other arguments, of which `kwargs` go to [`get_image_features`].
         """
-        features = self.get_image_features(pixel_values, vision_hidden_states)
-        count = len(features.vision_hidden_states)
+        features = self.get_image_features(pixel_values, vision_hidden_states, **{**kwargs, "return_dict": True})
+        count = features.vision_hidden_states.shape[0]
         found = SmallCapRetrievedCaptions.given(captions) if isinstance(captions, list) else captions
         if found is None:
             queries = features.retrieval_queries if retrieval_queries is None else retrieval_queries
@@ -377,7 +396,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
             found = self.retrieve_captions(queries, exclude_rows, memory)
         if len(found.captions) != count:
             raise ValueError(f"Got captions for {len(found.captions)} of {count} photos.")
-        return SmallCapEncodedImages(features.vision_hidden_states, found)
+        return SmallCapEncodedImages(features.vision_hidden_states, found, features)
 
     def describe_retrieved(self, encoded: SmallCapEncodedImages) -> list[list[dict[str, Any]]]:
         """The captions of each photo with scores and image ids, as plain Python values."""
@@ -456,19 +475,28 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         rows = [[pad] * (length - len(ids)) + ids for ids in read]
         masks = [[0] * (length - len(ids)) + [1] * len(ids) for ids in read]
         targets = [[-100] * (length - len(ids)) + ids for ids in learned]
-        device = self.get_input_embeddings().weight.device
         input_ids, attention_mask, targets = (
-            torch.tensor(values, device=device).view(len(texts), length) for values in (rows, masks, targets)
+            to_part(torch.tensor(values).view(len(texts), length), self.get_input_embeddings())
+            for values in (rows, masks, targets)
         )
         return input_ids, attention_mask, targets
 
     # The decoder
 
+    def embed_prompt(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Embeds a prompt; one that is embedded already stays as it is."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
+        return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+
+    @can_return_tuple
     @takes_cache
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
@@ -485,9 +513,9 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         Without `input_ids` the model retrieves captions, makes the prompts, and learns to go on with `labels`.
 
         Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*): Photos.
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 All that the decoder reads, prompt included; nothing is retrieved then.
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`, *optional*): Photos.
             vision_hidden_states (`torch.Tensor` of shape `(batch_size, num_patches, vision_hidden_size)`, *optional*):
                 Photos already encoded; these or `pixel_values` are needed with a cache, too.
             cache (`Cache`, *optional*): The decoder's, of the tokens before; also `past_key_values`.
@@ -501,20 +529,21 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         """
         if pixel_values is None and vision_hidden_states is None:
             raise ValueError("The decoder attends to a photo: give `pixel_values` or `vision_hidden_states`.")
+        asked_for = {name: kwargs[name] for name in OUTPUT_OPTIONS if name in kwargs}
         if input_ids is None and inputs_embeds is None:
-            encoded = self.encode_images(pixel_values, vision_hidden_states, captions, retrieval_queries, exclude_rows)
+            encoded = self.encode_images(
+                pixel_values, vision_hidden_states, captions, retrieval_queries, exclude_rows, **asked_for
+            )
             if labels is not None:  # logits of the prompt are of no use; the vocabulary makes them the largest tensor
                 kwargs.setdefault("logits_to_keep", labels.shape[1] + 1)
             made = self.tokenize_prompts(encoded.captions.captions, prompts, labels)
             input_ids, attention_mask, labels = made if labels is not None else (*made[:2], None)
         else:
-            features = self.get_image_features(pixel_values, vision_hidden_states)
-            encoded = SmallCapEncodedImages(features.vision_hidden_states)
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            features = self.get_image_features(pixel_values, vision_hidden_states, return_dict=True, **asked_for)
+            encoded = SmallCapEncodedImages(features.vision_hidden_states, image_outputs=features)
         features = self._decoder_features(encoded.vision_hidden_states)
         loss, outputs = self.run_language_model(
-            inputs_embeds,
+            self.embed_prompt(input_ids, inputs_embeds),
             attention_mask,
             position_ids,
             cache=cache,
@@ -522,12 +551,13 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
             encoder_hidden_states=features,
             **kwargs,
         )
-        asked_for = {name: outputs.get(name) for name in (CACHE, "hidden_states", "attentions", "cross_attentions")}
-        return SmallCapOutput(loss=loss, logits=outputs.logits, captions=encoded.captions, **asked_for)
+        fields = ("logits", CACHE, "hidden_states", "attentions", "cross_attentions")
+        own = {name: outputs.get(name) for name in fields}
+        return SmallCapOutput(loss=loss, **own, captions=encoded.captions, image_outputs=encoded.image_outputs)
 
     def _decoder_features(self, vision_hidden_states: torch.Tensor) -> torch.Tensor:
-        weight = self.get_input_embeddings().weight
-        return vision_hidden_states.to(weight.device, weight.dtype).contiguous()
+        embeddings = self.get_input_embeddings()
+        return to_part(vision_hidden_states, embeddings).to(embeddings.weight.dtype).contiguous()
 
     def _empty_cache(self) -> Cache:
         return empty_cache(self.config.text_config)
@@ -538,6 +568,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         pixel_values: torch.Tensor | None = None,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         vision_hidden_states: torch.Tensor | None = None,
         captions: SmallCapRetrievedCaptions | list[list[str]] | None = None,
         prompts: str | list[str] | None = None,
@@ -552,7 +583,8 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
 
         Args:
             pixel_values, vision_hidden_states, captions, prompts, retrieval_queries, exclude_rows: As in [`forward`].
-            input_ids, attention_mask (*optional*): A prompt of your own, instead of one with retrieved captions.
+            input_ids, inputs_embeds, attention_mask (*optional*): A prompt of your own, as tokens or embedded, instead
+                of one with retrieved captions.
             encoded_images ([`SmallCapEncodedImages`], *optional*):
                 What [`encode_images`] returned, instead of photos; its captions tell what was retrieved.
             memory (*optional*): As in [`retrieve_captions`].
@@ -562,24 +594,23 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
             The new tokens, without the prompt: `torch.LongTensor` of shape `(batch_size, new_tokens)`, or the output
             object of transformers when `return_dict_in_generate=True`.
         """
-        if encoded_images is None and input_ids is not None:
-            encoded_images = SmallCapEncodedImages(
-                self.get_image_features(pixel_values, vision_hidden_states).vision_hidden_states
-            )
+        own_prompt = input_ids is not None or inputs_embeds is not None
+        if encoded_images is None and own_prompt:
+            features = self.get_image_features(pixel_values, vision_hidden_states, return_dict=True)
+            encoded_images = SmallCapEncodedImages(features.vision_hidden_states)
         elif encoded_images is None:
             encoded_images = self.encode_images(
                 pixel_values, vision_hidden_states, captions, retrieval_queries, exclude_rows, memory
             )
-        if input_ids is None:
+        if not own_prompt:
             given = kwargs.get("generation_config") or self.generation_config
             room = kwargs.get("max_new_tokens") or given.max_new_tokens or 0
             input_ids, attention_mask, _ = self.tokenize_prompts(encoded_images.captions.captions, prompts, room=room)
+        prompt = self.embed_prompt(input_ids, inputs_embeds)
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
         features = self._decoder_features(encoded_images.vision_hidden_states)
-        return self.write_captions(
-            self.get_input_embeddings()(input_ids), attention_mask, {"encoder_hidden_states": features}, **kwargs
-        )
+        return self.write_captions(prompt, attention_mask, {"encoder_hidden_states": features}, **kwargs)
 
 
 __all__ = ["SmallCapForConditionalGeneration", "SmallCapPreTrainedModel"]

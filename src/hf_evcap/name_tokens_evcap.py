@@ -120,8 +120,13 @@ class NameTokens:
         spans = torch.where(present, lengths + 1, 0)  # a name and its separator
         ends = torch.cumsum(spans, 1) + prefix
         totals = torch.clamp(spans.sum(1, keepdim=True), min=1) + prefix
-        length = min(int(totals.max()), self.max_length) if len(name_ids) else prefix + 1
-        positions = torch.arange(length, device=name_ids.device).expand(len(name_ids), -1).contiguous()
+        if not name_ids.shape[1] or not name_ids.shape[0]:
+            length = prefix + 1
+        elif torch.compiler.is_compiling():  # an exported graph has one length
+            length = self.max_length
+        else:
+            length = min(int(totals.max()), self.max_length)
+        positions = torch.arange(length, device=name_ids.device).expand(name_ids.shape[0], -1).contiguous()
         input_ids = torch.full_like(positions, self.sep_token_id)
         if name_ids.shape[1]:
             slots = torch.searchsorted(ends, positions, right=True).clamp(max=name_ids.shape[1] - 1)

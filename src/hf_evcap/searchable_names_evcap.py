@@ -129,6 +129,8 @@ class SearchableNames(SearchableRows):
     ) -> EVCapRetrievedNames:
         """What was retrieved as a model reads it: places of names in `names`, -1 for none, all `(batch_size, K)`."""
         input_ids, attention_mask = self.tokens.join(name_ids)
+        if torch.compiler.is_compiling():  # an exported graph holds no text; `row_ids` tell the names
+            return EVCapRetrievedNames(None, scores, row_ids, input_ids, attention_mask)
         names = [[self.names[index] for index in row if index >= 0] for row in name_ids.tolist()]
         return EVCapRetrievedNames(names, scores, row_ids, input_ids, attention_mask)
 

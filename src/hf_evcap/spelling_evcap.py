@@ -38,6 +38,12 @@ class EVCapSpelling(nn.Module):
             self.register_buffer(name, torch.zeros(size, dtype=torch.bool))
 
     @torch.no_grad()
+    def reset_buffers(self) -> None:
+        """As before any fit: no token is a word."""
+        for buffer in self.buffers():
+            nn.init.zeros_(buffer)
+
+    @torch.no_grad()
     def fit(self, tokenizer: Any, texts: Sequence[str], min_count: int = 3) -> None:
         """
         Learns from text which tokens are words.

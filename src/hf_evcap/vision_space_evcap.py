@@ -36,8 +36,16 @@ class EVCapVisionSpace(nn.Module):
         self.whitening_power: float = options["whitening_power"]
         self.window_size: int = options["window_size"]
         self.window_stride: int = options["window_stride"]
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("whitening", torch.zeros(width, self.key_size))
+        # Retrieval computes in fp32, whatever the dtype of the model.
+        self.register_buffer("mean", torch.empty(width, dtype=torch.float32))
+        self.register_buffer("whitening", torch.empty(width, self.key_size, dtype=torch.float32))
+        self.reset_buffers()
+
+    @torch.no_grad()
+    def reset_buffers(self) -> None:
+        """As before any fit: the first `key_size` features as they are."""
+        nn.init.zeros_(self.mean)
+        nn.init.eye_(self.whitening)
 
     def pool(self, vision_hidden_states: torch.Tensor) -> torch.Tensor:
         """

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import unittest
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pytest
-from shared_tests import load_shared_tests
+from shared_tests import expect_failures, load_shared_tests
 from tiny_models import make_name_tokenizer, make_processor
 from tiny_smallcap import make_processor as make_smallcap_processor
 
@@ -17,27 +15,6 @@ from hf_evcap import EVCapProcessor, SmallCapProcessor, default_model
 
 
 shared = load_shared_tests("test_processing_common")
-
-
-def expect_failures(deviations: dict[str, str]) -> Any:
-    """Marks tests of a class that must fail, with the reason; one that passes after all is an error."""
-
-    def mark(tests: type) -> type:
-        for name, reason in deviations.items():
-            inherited = getattr(tests, name, None)
-            if inherited is not None:  # of some versions of transformers
-                setattr(tests, name, pytest.mark.xfail(strict=True, reason=reason)(_copy(inherited)))
-        return tests
-
-    return mark
-
-
-def _copy(test: Any) -> Any:
-    @functools.wraps(test)
-    def run(self: Any) -> None:
-        test(self)
-
-    return run
 
 
 class TestEVCapProcessor(shared.ProcessorTesterMixin, unittest.TestCase):

@@ -167,7 +167,7 @@ def test_tampered_rows_are_refused(folder: Path, change: object) -> None:
     ("name", "value", "message"),
     [
         ("name", None, "must hold a string in every row"),
-        ("key", None, "missing numbers"),
+        ("key", None, "missing numbers|cannot be read"),  # older pyarrow does not read them
         ("key", [0.0] * 8, "must not be zero vectors.*row 0"),
         ("key", [float("nan")] * 8, "must be finite; row 0"),
         ("name", "x" * 100_000, "at most 1,000 characters; row 0 .* has 100,000"),
