@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationMixin
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
 
 from .cache_name import CACHE, pop_cache
 from .frozen_encoder import OUTPUT_OPTIONS
+
+
+_BEAM_OPTIONS = ("early_stopping", "length_penalty")
+_ASSISTANTS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+
+
+def generation_config_for(generation_config: GenerationConfig, num_beams: int) -> GenerationConfig:
+    """A generation config without the options that are of no use to so many beams."""
+    if num_beams > 1 or all(getattr(generation_config, name) is None for name in _BEAM_OPTIONS):
+        return generation_config
+    single = copy.deepcopy(generation_config)
+    for name in _BEAM_OPTIONS:
+        setattr(single, name, None)
+    return single
 
 
 class CaptionGenerationMixin(GenerationMixin):
@@ -68,8 +84,8 @@ class CaptionGenerationMixin(GenerationMixin):
                 mask when absent.
             cache (`Cache`, *optional*): Of the tokens before.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): -100 where there is
-                nothing to learn; shifted inside. Fewer than the sequence has are those of its end. Where logits are kept
-                of some tokens only (`logits_to_keep`), theirs count.
+                nothing to learn; shifted inside. Fewer than the sequence has are those of its end. Where logits are
+                kept of some tokens only (`logits_to_keep`), theirs count.
             shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Labels that are
                 shifted already, such as a context-parallel `Trainer` gives.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*): What the loss is divided by, from the `Trainer`.
@@ -126,17 +142,43 @@ class CaptionGenerationMixin(GenerationMixin):
 
         Returns:
             The new tokens, without the prompt.
+
+        Raises:
+            ValueError: An option needs the prompt's tokens.
         """
+        for name in _ASSISTANTS:
+            if self._generation_option(kwargs, name, None) is not None:
+                raise ValueError(
+                    f"`{name}` cannot help here: assistants draft from the prompt's token ids, and a caption's prompt "
+                    "is embedded, with the photo in it. Leave it out."
+                )
         inputs = decoder_inputs or {}
         cache = pop_cache(kwargs)
         if cache is None:
             cache = self._shared_prefill(inputs_embeds, attention_mask, inputs, kwargs)
         if cache is not None:
             kwargs[CACHE] = cache
-        self.language_model.generation_config = self.generation_config
+        beams = self._generation_option(kwargs, "num_beams", 1)
+        self.language_model.generation_config = generation_config_for(self.generation_config, beams)
         return self.language_model.generate(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, **inputs, **kwargs
         )
+
+    def _generation_option(self, options: dict[str, Any], name: str, default: Any) -> Any:
+        """What `generate` goes by: its argument, the given configuration's value or the model's."""
+        value = options.get(name)
+        if value is None:
+            value = getattr(options.get("generation_config") or self.generation_config, name, None)
+        return default if value is None else value
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the model; a generation config with one beam goes without options of beam search, which it refuses."""
+        generation_config = self.generation_config
+        self.generation_config = generation_config_for(generation_config, generation_config.num_beams or 1)
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.generation_config = generation_config
 
     def _empty_cache(self) -> Cache:
         return DynamicCache(config=self.config.get_text_config(decoder=True))
@@ -149,17 +191,12 @@ class CaptionGenerationMixin(GenerationMixin):
         options: dict[str, Any],
     ) -> Cache | None:
         """Runs the prompt but for its last token once a photo and repeats the cache for the beams that share it."""
-        generation_config = options.get("generation_config") or self.generation_config
-
-        def option(name: str, default: Any) -> Any:
-            value = options[name] if options.get(name) is not None else getattr(generation_config, name, None)
-            return default if value is None else value
-
+        option = partial(self._generation_option, options)
         copies = max(option("num_beams", 1), option("num_return_sequences", 1))
         plain = option("use_cache", True) and option("cache_implementation", None) in (None, "dynamic")
         # What is asked for of the first step covers the whole prompt, so that has to be run in it.
         plain &= not (option("output_attentions", False) or option("output_hidden_states", False))
-        if copies == 1 or not plain or inputs_embeds.shape[1] < 2 or options.get("assistant_model") is not None:
+        if copies == 1 or not plain or inputs_embeds.shape[1] < 2:
             return None
         cache = self._empty_cache()
         self_attention = getattr(cache, "self_attention_cache", cache)

@@ -27,6 +27,7 @@ from .language_models import quantizing_language_model
 from .model_source import DOWNLOAD_OPTIONS
 from .store_folder import delete_store
 from .store_manifest import MANIFEST_NAME
+from .offloading import without_parameters_on_disk
 
 
 logger = logging.get_logger(__name__)
@@ -56,6 +57,7 @@ class ModelRepoMixin(PushToHubMixin):
 
     memory_class: Any = None
     memory_folder = "memory"
+    own_parameters: tuple[str, ...] = ()  # of the model itself, beside its parts
     tokenizer_attribute = "name_tokenizer"  # of the tokenizer that reads what is retrieved ...
     tokenizer_folder = "name_tokenizer"  # ... and where in the repo it lies; the processor's lies in ""
 
@@ -98,6 +100,8 @@ class ModelRepoMixin(PushToHubMixin):
             kwargs["quantization_config"] = cls._quantizing_language_model(
                 str(pretrained_model_name_or_path), subfolder, kwargs, hub
             )
+        if kwargs.get("device_map") is not None:
+            kwargs["device_map"] = without_parameters_on_disk(kwargs["device_map"], cls.own_parameters)
         with parts_read_from(parts):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded

@@ -186,6 +186,7 @@ class EVCapPreTrainedModel(RetrievalPreTrainedModel):
     _no_split_modules = ["Blip2EncoderLayer", "Blip2QFormerLayer", "EVCapNameEmbeddings"]
     _keep_in_fp32_modules_strict = ["query_tokens", "name_query_tokens", "qformer", "fusion_qformer", "vision_space"]
     _skip_keys_device_placement = list(CACHE_NAMES)
+    own_parameters = ("query_tokens", "name_query_tokens")
 
     memory_class = VisualNameMemory
     retrieved_field = "retrieved_names"
@@ -620,6 +621,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         vision_hidden_states: torch.Tensor | None = None,
         names: EVCapRetrievedNames | list[list[str]] | None = None,
         exclude_rows: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> EVCapOutput:
         r"""
@@ -637,6 +639,8 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             cache (`Cache`, *optional*): The language model's, of the tokens before; also `past_key_values`.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Tokens to predict, -100 where there is nothing to learn; shifted inside. Image tokens are not learned.
+            shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Labels that are shifted already, such as a context-parallel `Trainer` gives.
             kwargs: Passed to the language model (`use_cache`, `output_attentions`, ...) and the loss.
         """
         encoded = EVCapEncodedImages()
@@ -644,10 +648,19 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             asked_for = {name: kwargs[name] for name in OUTPUT_OPTIONS if name in kwargs}
             encoded = self.encode_images(pixel_values, vision_hidden_states, names, exclude_rows, **asked_for)
         inputs_embeds = self.embed_prompt(input_ids, encoded.prefix, inputs_embeds)
-        if labels is not None and self.config.image_token_id is not None:
-            labels = labels.masked_fill(labels == self.config.image_token_id, -100)
+        if self.config.image_token_id is not None:
+            labels, shift_labels = (
+                None if targets is None else targets.masked_fill(targets == self.config.image_token_id, -100)
+                for targets in (labels, shift_labels)
+            )
         loss, outputs = self.run_language_model(
-            inputs_embeds, attention_mask, position_ids, cache=cache, labels=labels, **kwargs
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            cache=cache,
+            labels=labels,
+            shift_labels=shift_labels,
+            **kwargs,
         )
         own = {name: outputs.get(name) for name in ("logits", CACHE, "hidden_states", "attentions")}
         return EVCapOutput(loss=loss, **own, names=encoded.names, image_outputs=encoded.image_outputs)

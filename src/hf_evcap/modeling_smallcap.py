@@ -531,6 +531,8 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
             raise ValueError("The decoder attends to a photo: give `pixel_values` or `vision_hidden_states`.")
         asked_for = {name: kwargs[name] for name in OUTPUT_OPTIONS if name in kwargs}
         if input_ids is None and inputs_embeds is None:
+            if kwargs.get("shift_labels") is not None:
+                raise ValueError("`shift_labels` belong to `input_ids`; without a prompt of your own, give `labels`.")
             encoded = self.encode_images(
                 pixel_values, vision_hidden_states, captions, retrieval_queries, exclude_rows, **asked_for
             )

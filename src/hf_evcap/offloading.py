@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -14,13 +17,21 @@ def to_part(tensor: torch.Tensor, part: nn.Module) -> torch.Tensor:
 
 def own_parameter(module: nn.Module, name: str) -> torch.Tensor:
     """A parameter of a module itself, outside the module's `forward`, too, where only that would bring it."""
-    parameter = getattr(module, name)
-    if not parameter.is_meta or not hasattr(module, "_hf_hook"):
-        return parameter
-    from accelerate.utils import align_module_device
-
-    with align_module_device(module):
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None or not getattr(module, name).is_meta:
         return getattr(module, name)
+    hook.pre_forward(module)
+    try:
+        return getattr(module, name)
+    finally:
+        hook.post_forward(module, None)
+
+
+def without_parameters_on_disk(device_map: Any, names: Iterable[str]) -> Any:
+    """Keeps a model's own parameters in memory: no `forward` of a part would fetch them, and they are small."""
+    if not isinstance(device_map, dict):
+        return device_map
+    return {name: "cpu" if name in names and place == "disk" else place for name, place in device_map.items()}
 
 
 def complete_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -33,4 +44,4 @@ def complete_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
     return get_state_dict_offloaded_model(module)
 
 
-__all__ = ["complete_state_dict", "own_parameter", "to_part"]
+__all__ = ["complete_state_dict", "own_parameter", "to_part", "without_parameters_on_disk"]

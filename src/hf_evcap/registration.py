@@ -29,7 +29,7 @@ class _NoRedirectWarning(logging.Filter):
 
 def register() -> None:
     """Registers everything now; safe to call again."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_evcap import EVCapConfig
@@ -46,6 +46,7 @@ def register() -> None:
     ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForImageTextToText.register(config, model, exist_ok=True)
+        AutoModelForMultimodalLM.register(config, model, exist_ok=True)
         AutoProcessor.register(config, processor, exist_ok=True)
         # `save_pretrained` then writes code and `auto_map` into a repo, which runs where hf_evcap is not installed.
         config.register_for_auto_class()

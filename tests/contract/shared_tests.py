@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import transformers
+from filelock import FileLock
 from tiny_models import PHOTOS
 
 
@@ -35,14 +36,11 @@ def load_shared_tests(module: str) -> ModuleType:
         module (`str`): Such as `"test_processing_common"`.
     """
     folder = Path(CHECKOUT or CACHE / f"transformers-{transformers.__version__}") / "tests"
-    if not (folder / f"{module}.py").is_file():
-        _fetch(f"transformers=={transformers.__version__}", "--no-binary=transformers")
-        archive = CACHE / f"transformers-{transformers.__version__}.tar.gz"
-        with tarfile.open(archive) as opened:
-            members = [one for one in opened.getmembers() if one.name.split("/")[1:2] == ["tests"]]
-            opened.extractall(CACHE, members, filter="data")
-        archive.unlink()
-    _import_parameterized()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / ".lock"):  # xdist's workers come at once
+        if not (folder / "test_modeling_common.py").is_file():
+            _fetch_tests()
+        _import_parameterized()
     _stand_in_for_hub_objects()
     if PACKAGE not in sys.modules:
         package = ModuleType(PACKAGE)
@@ -56,8 +54,16 @@ def load_shared_tests(module: str) -> ModuleType:
     return importlib.import_module(f"{PACKAGE}.{module}")
 
 
+def _fetch_tests() -> None:
+    _fetch(f"transformers=={transformers.__version__}", "--no-binary=transformers")
+    archive = CACHE / f"transformers-{transformers.__version__}.tar.gz"
+    with tarfile.open(archive) as opened:
+        members = [one for one in opened.getmembers() if one.name.split("/")[1:2] == ["tests"]]
+        opened.extractall(CACHE, members, filter="data")
+    archive.unlink()
+
+
 def _fetch(requirement: str, *options: str) -> None:
-    CACHE.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries=1", "--timeout=20"]
     done = subprocess.run([*command, *options, "--dest", str(CACHE), requirement], capture_output=True, text=True)
     if done.returncode:

@@ -9,15 +9,16 @@ import pytest
 import tiny_models
 import tiny_smallcap
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import attach_align_device_hook_on_blocks
 from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
 from transformers.utils import logging
 
 from hf_evcap import EVCapForConditionalGeneration, SmallCapForConditionalGeneration, default_model
-from hf_evcap.cache_name import CACHE
 
 
 FAMILIES = ("evcap", "evcap-gpt2", "evcap-tied", "smallcap-gpt2", "smallcap-opt")
-PIXELS = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(5))
+PIXELS = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(5)).clamp(-2, 2) / 4 + 0.5
 
 
 def close(actual, expected, tolerance=1e-4):
@@ -28,7 +29,7 @@ def make(family):
     if family.startswith("smallcap"):
         return tiny_smallcap.make_model(family.partition("-")[2])
     if family == "evcap-tied":
-        return tiny_models.make_model(tie_name_embeddings=True, fusion_vocabulary=True)
+        return tiny_models.make_model(tie_name_embeddings=True)
     return tiny_models.make_model(family.partition("-")[2] or "llama")
 
 
@@ -38,7 +39,11 @@ def inputs_of(model):
         captions = [["a cat"], ["two dogs play with a ball", "a red bus"], ["a plate of food"]]
         ids, mask, _ = model.tokenize_prompts(captions)
         return {"pixel_values": PIXELS, "input_ids": ids, "attention_mask": mask}
-    return dict(tiny_models.make_processor(model.config)(text=["", "a", "what is it?"], images=list(PIXELS), do_rescale=False, return_tensors="pt"))
+    processor = tiny_models.make_processor(model.config)
+    ids = processor(
+        text=["{image} a", "{image} a dog on", "{image} what is it?"], images=list(PIXELS), return_tensors="pt"
+    )
+    return {**ids, "pixel_values": PIXELS}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -69,7 +74,9 @@ def embedded():
 
 
 def labels_of(inputs):
-    return inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    """All words of the prompt; not padding, not the photo (600)."""
+    ids = inputs["input_ids"]
+    return ids.masked_fill((inputs["attention_mask"] == 0) | (ids == 600), -100)
 
 
 # Outputs
@@ -126,6 +133,9 @@ def test_labels_that_are_shifted_already(model, inputs):
     with torch.no_grad():
         loss = model(**inputs, labels=labels).loss
         shifted = model(**inputs, shift_labels=torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]).loss
+        if isinstance(model, EVCapForConditionalGeneration):  # image tokens are no words, masked or not
+            ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+            close(model(**inputs, labels=ids).loss, loss)
     assert loss > 0
     close(shifted, loss)
 
@@ -233,9 +243,10 @@ def test_generation_config_with_one_beam(model, inputs, tmp_path, caplog):
     GenerationConfig.from_pretrained(tmp_path).validate(strict=True)
 
 
-def test_assistant_model(model, inputs):
-    with pytest.raises(ValueError, match="assistant_model"):
-        model.generate(**inputs, num_beams=1, assistant_model=model.language_model)
+@pytest.mark.parametrize("option", ["assistant_model", "prompt_lookup_num_tokens"])
+def test_assistants_are_refused(model, inputs, option):
+    with pytest.raises(ValueError, match=f"`{option}` cannot help here"):
+        model.generate(**inputs, num_beams=1, **{option: model.language_model if option == "assistant_model" else 3})
 
 
 # Auto classes
@@ -258,3 +269,44 @@ def test_buffers_that_a_checkpoint_lacks(tmp_path):
         )
         assert loaded.vision_space.mean.eq(0).all()
         assert torch.equal(loaded.vision_space.whitening, torch.eye(32, 8))
+
+
+# Parts elsewhere
+
+
+PARTS = ("vision_model", "qformer", "fusion_qformer", "language_projection", "visual_projection", "language_model")
+
+
+@pytest.mark.parametrize("part", [*PARTS, "everything"])
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded_parts(model, inputs, folder, tmp_path, where, part):
+    """Weights that are fetched for each call, from memory (`cpu`, beside an accelerator) or from disk."""
+    parts = list(dict(model.named_children()))
+    if part not in (*parts, "everything"):
+        pytest.skip(f"{type(model).__name__} has no {part}")
+    moved = parts if part == "everything" else [part]
+    if where == "disk":
+        queries = [name for name in ("query_tokens", "name_query_tokens") if hasattr(model, name)]
+        device_map = {name: "disk" if name in moved else "cpu" for name in parts} | dict.fromkeys(queries, "disk")
+        loaded = type(model).from_pretrained(folder, device_map=device_map, offload_folder=tmp_path)
+    elif part == "everything":
+        loaded = cpu_offload(type(model).from_pretrained(folder), "cpu")
+    else:  # what `dispatch_model` does where another device is the main one
+        loaded = type(model).from_pretrained(folder)
+        attach_align_device_hook_on_blocks(
+            loaded,
+            execution_device=dict.fromkeys(["", *parts], "cpu"),
+            offload={"": False, **{name: name in moved for name in parts}},
+            weights_map={name: tensor.clone() for name, tensor in loaded.state_dict().items()},
+        )
+    meta = {name.split(".")[0] for name, parameter in loaded.named_parameters() if parameter.is_meta}
+    assert meta >= {name for name in moved if any(True for _ in getattr(model, name).parameters())}
+    with torch.no_grad():
+        expected, output = model(**inputs), loaded(**inputs)
+    close(output.logits, expected.logits)
+    assert torch.equal(loaded.generate(**inputs, num_beams=2), model.generate(**inputs, num_beams=2))
+    assert loaded.encoder_fingerprint == model.encoder_fingerprint
+    assert loaded.query_tokens_hash == model.query_tokens_hash
+    close(loaded.get_memory_keys(PIXELS), model.get_memory_keys(PIXELS))
+    if isinstance(model, SmallCapForConditionalGeneration):
+        assert torch.equal(loaded.generate(PIXELS), model.generate(PIXELS))  # with the model's own prompt
