@@ -34,6 +34,7 @@ class CaptionGenerationMixin(GenerationMixin):
 
     config: Any
     language_model: Any
+    generation_config: Any
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's."""

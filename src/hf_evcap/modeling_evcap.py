@@ -476,7 +476,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         else:
             input_ids, attention_mask = NameTokens([], self.name_tokenizer, self.config.max_name_length).join(none)
         # A list for each photo would fix the batch size of an exported graph.
-        names = None if torch.compiler.is_compiling() else [[] for _ in range(batch_size)]
+        names: list[list[str]] | None = None if torch.compiler.is_compiling() else [[] for _ in range(batch_size)]
         return EVCapRetrievedNames(names, torch.zeros_like(rows, dtype=torch.float), rows, input_ids, attention_mask)
 
     # Stage 3: fuse
