@@ -25,9 +25,9 @@ from .frozen_references import (
 from .hub_upload import take_hub_arguments
 from .language_models import quantizing_language_model
 from .model_source import DOWNLOAD_OPTIONS
+from .offloading import without_parameters_on_disk
 from .store_folder import delete_store
 from .store_manifest import MANIFEST_NAME
-from .offloading import without_parameters_on_disk
 
 
 logger = logging.get_logger(__name__)
