@@ -621,7 +621,6 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
         vision_hidden_states: torch.Tensor | None = None,
         names: EVCapRetrievedNames | list[list[str]] | None = None,
         exclude_rows: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> EVCapOutput:
         r"""
@@ -639,15 +638,16 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
             cache (`Cache`, *optional*): The language model's, of the tokens before; also `past_key_values`.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Tokens to predict, -100 where there is nothing to learn; shifted inside. Image tokens are not learned.
-            shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Labels that are shifted already, such as a context-parallel `Trainer` gives.
-            kwargs: Passed to the language model (`use_cache`, `output_attentions`, ...) and the loss.
+            kwargs: Passed to the language model (`use_cache`, `output_attentions`, ...) and the loss; `shift_labels`
+                (`torch.LongTensor` of shape `(batch_size, sequence_length)`) are labels that are shifted already, such
+                as a context-parallel `Trainer` gives. (Not an argument: a `Trainer` waits for every one with "label".)
         """
         encoded = EVCapEncodedImages()
         if pixel_values is not None or vision_hidden_states is not None:
             asked_for = {name: kwargs[name] for name in OUTPUT_OPTIONS if name in kwargs}
             encoded = self.encode_images(pixel_values, vision_hidden_states, names, exclude_rows, **asked_for)
         inputs_embeds = self.embed_prompt(input_ids, encoded.prefix, inputs_embeds)
+        shift_labels = kwargs.pop("shift_labels", None)
         if self.config.image_token_id is not None:
             labels, shift_labels = (
                 None if targets is None else targets.masked_fill(targets == self.config.image_token_id, -100)

@@ -308,7 +308,7 @@ class _Row:
             photo = None if column is None else inputs[column]
             if isinstance(photo, (list, tuple)) and len(photo) == 1:
                 photo = photo[0]
-            if photo is None and messages is None:
+            if column is None and messages is None:
                 raise ValueError(f"A row needs a photo under `image`; this one has {', '.join(map(str, inputs))}.")
         if messages is None:
             return cls(photo, text)

@@ -60,7 +60,7 @@ class NameRetriever(RowRetriever):
         """
         memory: SearchableNames = self.ready(queries.device)
         if memory.rows == 0 or config.num_retrieved_names == 0:
-            none = torch.zeros(len(queries), 0, dtype=torch.long, device=queries.device)
+            none = torch.zeros(queries.shape[0], 0, dtype=torch.long, device=queries.device)
             return memory.retrieved(none, none.float(), none)
         rule = vote_rule if config.retrieval_rule == "vote" else nearest_rule
         if training_retrieval is None:
@@ -175,7 +175,7 @@ def _object_evidence(
     usable = ~torch.isneginf(scores)
     weights = scores.new_tensor([*options["exemplar_weights"], 0.0])
     weight = weights[ranks.clamp(max=len(weights) - 1)]
-    evidence = scores.new_zeros(len(scores), len(memory.names))
+    evidence = scores.new_zeros(scores.shape[0], len(memory.names))
     evidence.scatter_add_(1, names, torch.where(usable, weight * scores, 0.0))
     name_scores = evidence.gather(1, names)
     eligible = (ranks == 0) & usable & (name_scores >= threshold)
@@ -199,7 +199,7 @@ def _scene_votes(
     memory: SearchableNames, scores: torch.Tensor, rows: torch.LongTensor, options: dict[str, Any]
 ) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
     votes = torch.softmax(scores / options["vote_temperature"], dim=1).nan_to_num(0.0)
-    shares = votes.new_zeros(len(votes), len(memory.names))
+    shares = votes.new_zeros(votes.shape[0], len(memory.names))
     shares.scatter_add_(1, memory.row_names[rows], votes)
     return _rare_names_first(memory, shares, votes > 0, rows, options)
 

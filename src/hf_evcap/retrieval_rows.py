@@ -92,7 +92,7 @@ class SearchableRows:
         rows_there = self.rows if pool is None else len(pool)
         wanted = min(k + (0 if exclude_rows is None else exclude_rows.shape[1]), rows_there)
         if wanted == 0:
-            shape = (len(queries), 1 if any_query else queries.shape[1], 0)
+            shape = (queries.shape[0], 1 if any_query else queries.shape[1], 0)
             return queries.new_zeros(shape, dtype=torch.float), queries.new_zeros(shape, dtype=torch.long)
         if self.keys is None:
             scores, rows = self._search_index(queries, wanted, kind, pool, any_query)
@@ -144,7 +144,7 @@ class SearchableRows:
         scores = scores.masked_fill(rows < 0, -torch.inf)  # an approximate index may find fewer
         if not any_query:
             return scores.view(*queries.shape[:2], -1), rows.view(*queries.shape[:2], -1)
-        scores, rows = scores.view(len(queries), 1, -1), rows.view(len(queries), 1, -1)
+        scores, rows = scores.view(queries.shape[0], 1, -1), rows.view(queries.shape[0], 1, -1)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
         rows, same_row = rows.gather(-1, order).sort(dim=-1, stable=True)
         scores = scores.gather(-1, same_row)

@@ -310,3 +310,39 @@ def test_offloaded_parts(model, inputs, folder, tmp_path, where, part):
     close(loaded.get_memory_keys(PIXELS), model.get_memory_keys(PIXELS))
     if isinstance(model, SmallCapForConditionalGeneration):
         assert torch.equal(loaded.generate(PIXELS), model.generate(PIXELS))  # with the model's own prompt
+
+
+# Graphs
+
+
+def test_compiled_model_that_never_ran(embedded):
+    model, _, inputs = embedded
+    cold = AutoModelForImageTextToText.from_pretrained(default_model())
+    compiled = torch.compile(cold)
+    with torch.no_grad():
+        output, expected = compiled(**inputs), model(**inputs)
+    assert output.names.names == expected.names.names
+    close(output.logits, expected.logits)
+    assert torch.equal(compiled.generate(**inputs), model.generate(**inputs))
+
+
+def test_exported_graph_takes_another_batch(embedded):
+    model, processor, inputs = embedded
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, pixel_values, attention_mask):
+            ids = {"input_ids": input_ids, "attention_mask": attention_mask}
+            return self.model(**ids, pixel_values=pixel_values, use_cache=False).logits
+
+    batch = torch.export.Dim("batch", min=2, max=64)
+    shapes = {name: {0: batch} for name in inputs}
+    exported = torch.export.export(Logits().eval(), (), dict(inputs), dynamic_shapes=shapes, strict=False)
+    more = processor(
+        images=[tiny_models.PHOTOS / f"{n}.jpg" for n in ("raccoon", "cat", "coffee")], return_tensors="pt"
+    )
+    with torch.no_grad():
+        close(exported.module()(**more), model(**more).logits)
