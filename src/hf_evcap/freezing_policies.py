@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -91,6 +92,25 @@ class FreezingMixin(torch.nn.Module):
             if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
                 drops_out = any("dropout" in name and value for name, value in vars(layer).items())
                 layer.training = not drops_out
+
+    def enable_input_require_grads(self) -> None:
+        """
+        Has gradients flow from the inputs of the language model and of the parts that train something.
+
+        What is wholly frozen before them needs none: the way back through a frozen vision encoder takes as long as the
+        way there, and trains nothing.
+        """
+        encoders = [part for name, part in self.named_children() if name != "language_model"]
+        trained = [part for part in encoders if any(weight.requires_grad for weight in part.parameters())]
+        for part in (self.language_model, *trained):
+            if isinstance(part, PreTrainedModel):
+                part.enable_input_require_grads()
+
+    def disable_input_require_grads(self) -> None:
+        """Undoes [`enable_input_require_grads`]."""
+        for part in self.children():
+            if isinstance(part, PreTrainedModel) and hasattr(part, "_require_grads_hook"):
+                part.disable_input_require_grads()
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)

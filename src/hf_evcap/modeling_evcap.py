@@ -640,7 +640,7 @@ class EVCapForConditionalGeneration(CaptionGenerationMixin, EVCapPreTrainedModel
                 Tokens to predict, -100 where there is nothing to learn; shifted inside. Image tokens are not learned.
             kwargs: Passed to the language model (`use_cache`, `output_attentions`, ...) and the loss; `shift_labels`
                 (`torch.LongTensor` of shape `(batch_size, sequence_length)`) are labels that are shifted already, such
-                as a context-parallel `Trainer` gives. (Not an argument: a `Trainer` waits for every one with "label".)
+                as a context-parallel `Trainer` gives. They are no argument since a `Trainer` waits for all of "label".
         """
         encoded = EVCapEncodedImages()
         if pixel_values is not None or vision_hidden_states is not None:

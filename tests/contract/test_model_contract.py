@@ -312,6 +312,16 @@ def test_offloaded_parts(model, inputs, folder, tmp_path, where, part):
         assert torch.equal(loaded.generate(PIXELS), model.generate(PIXELS))  # with the model's own prompt
 
 
+def test_checkpointing_sends_no_gradient_through_a_frozen_encoder(model, inputs):
+    trained = copy.deepcopy(model)
+    trained.freeze_for_training("paper")
+    (getattr(trained, "activation_checkpointing_enable", None) or trained.gradient_checkpointing_enable)()
+    assert not trained.get_vision_hidden_states(PIXELS).requires_grad
+    output = trained(**inputs, labels=inputs["input_ids"].clamp(min=0))
+    output.loss.backward()
+    assert all(weight.grad is not None for weight in trained.parameters() if weight.requires_grad)
+
+
 # Graphs
 
 

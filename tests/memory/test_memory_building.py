@@ -233,7 +233,7 @@ def test_a_killed_build_goes_on_to_the_same_memory(
     listed = photo_folder(collection)
 
     def slowly(number: int) -> dict:
-        time.sleep(0.02)
+        time.sleep(0.05)  # all 33 take longer than the five builds that are killed
         return listed[number % 11]
 
     photos = NamedPhotos(33, slowly, "listing", {})
@@ -247,7 +247,7 @@ def test_a_killed_build_goes_on_to_the_same_memory(
                 build_memory(tiny_model, processor, photos, tmp_path / "killed", **settings)
             finally:
                 os._exit(0)
-        time.sleep(choose.uniform(0.02, 0.4))
+        time.sleep(choose.uniform(0.02, 0.3))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert not (tmp_path / "killed").exists() or VisualNameMemory.from_pretrained(tmp_path / "killed")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import train, training_arguments, write_photos
+from training_runs import train, write_photos
 
 from hf_evcap import EVCapForConditionalGeneration
-from hf_evcap.training.caption_trainer import CaptionTrainer, last_whole_checkpoint
+from hf_evcap.training.caption_trainer import last_whole_checkpoint
 
 
 # Fusion has dropout, so the random state counts; one caption a photo, so the epoch counts.
@@ -153,9 +153,3 @@ def test_checkpoints_of_the_trained_weights_alone(straight, tiny_dir, data, tmp_
     assert_same_weights(tmp_path / "resumed", straight)
     with pytest.raises(ValueError, match="other trained parts"):
         train(tiny_dir, data, tmp_path / "other", **{**options, "policy": "full"}, resume_from_checkpoint="true")
-
-
-def test_photos_must_not_be_removed_by_the_trainer(tiny_model, processor, data, tmp_path):
-    with pytest.raises(ValueError, match="remove_unused_columns"):
-        arguments = training_arguments(tmp_path, remove_unused_columns=True)
-        CaptionTrainer(tiny_model, arguments, processing_class=processor)

@@ -165,7 +165,7 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
 
     predict_with_generate: bool = field(default=True, metadata={"help": "Write captions in evaluation, for CIDEr."})
     metric_for_best_model: str | None = field(default="cider", metadata={"help": "cider, bleu_4 or loss."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Stays false."})
     report_to: None | str | list[str] = field(
         default=None, metadata={"help": "tensorboard, wandb, ... or none. Default: tensorboard where installed."}
     )
