@@ -91,7 +91,8 @@ class Visit:
         if os.path.exists(source.strip()) or source.strip().startswith(("/", ".", "~")):
             raise gr.Error("Give a dataset repo on the Hub, such as org/name.")
         try:
-            memory = model.memory_class.from_pretrained(source.strip())
+            # Without a token: a visitor must not read private repos with the Space's own.
+            memory = model.memory_class.from_pretrained(source.strip(), token=False)
             model.check_memory(memory)
         except (OSError, ValueError) as error:
             raise gr.Error(str(error)) from error

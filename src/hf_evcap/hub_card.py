@@ -12,6 +12,8 @@ from huggingface_hub import RepoCard
 from huggingface_hub.repocard_data import CardData
 from transformers.utils import logging
 
+from .shown_text import shown
+
 
 logger = logging.get_logger(__name__)
 
@@ -39,8 +41,8 @@ def _write(metadata: dict[str, Any], text: str) -> str:
 
 
 def table_cell(text: Any) -> str:
-    """Text that cannot break out of a table's cell, nor out of the generated block."""
-    return " ".join(str(text).replace("|", "\\|").replace("<", "&lt;").split())
+    """Text that cannot break out of a table's cell or of the generated block, and that links to nothing."""
+    return " ".join(shown(text).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(").split())
 
 
 def make_card(metadata: dict[str, Any], body: str) -> str:

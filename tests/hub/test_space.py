@@ -94,7 +94,7 @@ def test_swapping_the_memory(
     stranger = owls.copy()
     stranger.encoder_fingerprint = "another"
     on_the_hub = {"org/owls": owls, "org/stranger": stranger}
-    monkeypatch.setattr(VisualNameMemory, "from_pretrained", lambda source: on_the_hub[source])
+    monkeypatch.setattr(VisualNameMemory, "from_pretrained", lambda source, **options: on_the_hub[source])
     assert visit.swap(" org/owls ") == "Now with org/owls. The memory holds 1 names in 2 rows."
     assert [name for name, _ in visit.caption(Image.open(photo_paths[0]))[1]] == ["owl"]
     with pytest.raises(PageError, match="was built by the encoder another"):
@@ -128,3 +128,18 @@ def test_the_page_is_laid_out(tiny_dir: Path) -> None:
     page = module.build_page(module.load_captioner(str(tiny_dir)))
     labels = {block.label for block in page.blocks.values() if getattr(block, "label", None)}
     assert {"Photo", "Caption", "Retrieved names", "New name", "Another memory"} <= labels
+
+
+def test_other_memories_are_read_without_the_token_of_the_space(
+    app: ModuleType, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = app.load_captioner(str(tiny_dir))
+    asked = {}
+
+    def read(source: str, **options: Any) -> VisualNameMemory:
+        asked[source] = options
+        return captioner.model.memory.copy()
+
+    monkeypatch.setattr(captioner.model.memory_class, "from_pretrained", read)
+    app.Visit(captioner).swap("someone/private")
+    assert asked == {"someone/private": {"token": False}}

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..photo_files import list_photos
+from ..shown_text import shown
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     for photo, answer in caption(arguments, photos):
         if answer.get("error"):
             failed += 1
-            print(f"hf-evcap caption: {answer['error']}", file=sys.stderr)
+            print(f"hf-evcap caption: {shown(answer['error'])}", file=sys.stderr)
         if arguments.json:
             print(json.dumps({"photo": photo, **answer}, ensure_ascii=False), flush=True)
         elif not answer.get("error"):

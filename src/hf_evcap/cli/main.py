@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
+from typing import TextIO, cast
+
+from ..shown_text import ShownStream, shown
 
 
 # Verb -> (module in this package, what it does). A module has `make_parser()` and `main(argv)`.
@@ -64,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     module = importlib.import_module(f".{VERBS[arguments.verb][0]}", __package__)
     try:
-        return module.main(arguments.arguments)
+        with contextlib.redirect_stdout(cast(TextIO, ShownStream(sys.stdout))):
+            return module.main(arguments.arguments)
     except BrokenPipeError:  # `hf-evcap ... | head`; nothing more can be printed, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -72,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("HF_EVCAP_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"hf-evcap {arguments.verb}: {message}", file=sys.stderr)
+        print(f"hf-evcap {arguments.verb}: {shown(message)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
