@@ -39,8 +39,10 @@ def complete_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
     state = module.state_dict()
     if not any(tensor.is_meta for tensor in state.values()):
         return state
-    from accelerate.utils.modeling import get_state_dict_offloaded_model
-
+    try:  # in a `try`, since transformers refuses a repo's code that imports what is not installed
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+    except ImportError as error:
+        raise ImportError("Offloaded weights are read back by accelerate: pip install accelerate.") from error
     return get_state_dict_offloaded_model(module)
 
 

@@ -234,7 +234,7 @@ def test_the_command_line_says_what_is_wrong(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text("{}", encoding="utf-8")
     assert main(command) == 1
-    assert "holds a model already; choose another --out, or --overwrite it" in capsys.readouterr().err
+    assert "holds a model already. Choose another folder, or give" in capsys.readouterr().err
     (tmp_path / "fields.yaml").write_text("- 1", encoding="utf-8")
     assert main([*command[:-1], str(tmp_path / "new"), "--config", str(tmp_path / "fields.yaml")]) == 1
     assert "must hold a mapping of config fields" in capsys.readouterr().err

@@ -107,8 +107,9 @@ def test_what_advice_promises_is_what_is_planned_then() -> None:
 
 def test_planning_holds_no_weights() -> None:
     config, _ = load_config(PlanArguments(config=VICUNA))
+    model = freeze(build_on_meta(config, torch.bfloat16), "paper")
     with fake_mode():
-        model = make_fake(freeze(build_on_meta(config, torch.bfloat16), "paper"))
+        model = make_fake(model)
         assert storage_bytes(model.parameters()) > 28e9
     status = Path("/proc/self/status")
     if not status.exists():
