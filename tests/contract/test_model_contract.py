@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from importlib.metadata import version
 
 import pytest
 import tiny_models
@@ -11,6 +12,7 @@ import tiny_smallcap
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import attach_align_device_hook_on_blocks
+from packaging.version import Version
 from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
 from transformers.utils import logging
 
@@ -285,6 +287,10 @@ def test_offloaded_parts(model, inputs, folder, tmp_path, where, part):
     if part not in (*parts, "everything"):
         pytest.skip(f"{type(model).__name__} has no {part}")
     moved = parts if part == "everything" else [part]
+    ends = model.language_model.get_input_embeddings(), model.language_model.get_output_embeddings()
+    if where == "disk" and "language_model" in moved and ends[0].weight is ends[1].weight:
+        if Version(version("accelerate")) < Version("1.15"):
+            pytest.skip("accelerate before 1.15 reads the wrong weights from disk where a language model ties its own")
     if where == "disk":
         queries = [name for name in ("query_tokens", "name_query_tokens") if hasattr(model, name)]
         device_map = {name: "disk" if name in moved else "cpu" for name in parts} | dict.fromkeys(queries, "disk")
@@ -325,6 +331,13 @@ def test_checkpointing_sends_no_gradient_through_a_frozen_encoder(model, inputs)
 # Graphs
 
 
+needs_graphs = pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"),
+    reason="transformers does not compile with this torch",
+)
+
+
+@needs_graphs
 def test_compiled_model_that_never_ran(embedded):
     model, _, inputs = embedded
     cold = AutoModelForImageTextToText.from_pretrained(default_model())
@@ -336,6 +349,7 @@ def test_compiled_model_that_never_ran(embedded):
     assert torch.equal(compiled.generate(**inputs), model.generate(**inputs))
 
 
+@needs_graphs
 def test_exported_graph_takes_another_batch(embedded):
     model, processor, inputs = embedded
 
