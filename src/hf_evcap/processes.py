@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 from typing import Any
 
 import torch
+from torch import distributed
+
+
+@functools.cache
+def _leave_at_exit() -> None:
+    """A process that ends while the threads of its process group run is aborted now and then, with its work done."""
+
+    def leave() -> None:
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def process_state() -> Any:
@@ -16,6 +30,7 @@ def process_state() -> Any:
     """
     from accelerate import PartialState
 
+    _leave_at_exit()
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
