@@ -108,27 +108,27 @@ def test_datastore_variants_by_branch_tag_and_commit(hub: Any, client: Any, data
             with contextlib.redirect_stdout(printed):
                 assert main(list(words)) == 0
             return printed.getvalue()
-        run("push", "datastore", folder, "alice/kitchen")
-        datastore = CaptionDatastore.from_pretrained("alice/kitchen")
+        run("push", "datastore", folder, "alice/kitchen-captions")
+        datastore = CaptionDatastore.from_pretrained("alice/kitchen-captions")
         first = datastore.revision
-        HfApi().create_tag("alice/kitchen", tag="v1", repo_type="dataset")
+        HfApi().create_tag("alice/kitchen-captions", tag="v1", repo_type="dataset")
         datastore.remove(["two mugs"]).add(["a teapot"], [[0, 0, 0, 1, 0, 0, 0, 0]], image_id=3)
         assert datastore.repo_id is None
-        second = datastore.push_to_hub("alice/kitchen", commit_message="Teapots")
-        old = CaptionDatastore.from_pretrained("alice/kitchen@v1")
-        new = CaptionDatastore.from_pretrained("alice/kitchen", revision=second)
-        told = [str(old.diff(new)), run("datastore", "diff", "alice/kitchen@v1", "alice/kitchen")]
-        rows = datasets.load_dataset("alice/kitchen", revision="v1", split="train")["caption"][:]
+        second = datastore.push_to_hub("alice/kitchen-captions", commit_message="Teapots")
+        old = CaptionDatastore.from_pretrained("alice/kitchen-captions@v1")
+        new = CaptionDatastore.from_pretrained("alice/kitchen-captions", revision=second)
+        told = [str(old.diff(new)), run("datastore", "diff", "alice/kitchen-captions@v1", "alice/kitchen-captions")]
+        rows = datasets.load_dataset("alice/kitchen-captions", revision="v1", split="train")["caption"][:]
         result = [first, second, told, [len(old), len(new)], rows, new.image_ids]
         """,
         folder=str(datastore_dir),
     )
-    repo = hub.repos["dataset", "alice/kitchen"]
+    repo = hub.repos["dataset", "alice/kitchen-captions"]
     assert repo.tags == {"v1": first} and repo.branches["main"] == second
-    assert hub.titles("dataset", "alice/kitchen") == ["Upload datastore", "Teapots"]
+    assert hub.titles("dataset", "alice/kitchen-captions") == ["Upload datastore", "Teapots"]
     assert lengths == [3, 3] and rows == ["a kettle boils", "two mugs", "a mug"] and ids == ["1", "2", "3"]
     assert all("a teapot" in one and "two mugs" in one for one in told)
-    assert "# Caption datastore" in hub.files("dataset", "alice/kitchen")["README.md"].decode()
+    assert "# Caption datastore" in hub.files("dataset", "alice/kitchen-captions")["README.md"].decode()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_datastore_variants_by_branch_tag_and_commit(hub: Any, client: Any, data
         ("Memory.from_pretrained('alice/typed-captions')", "ValueError", "describes a 'caption-datastore', not a"),
         ("Model.from_pretrained(folder, datastore='no/such/place')", "FileNotFoundError", "neither a folder nor a"),
         ("Model.from_pretrained(folder, datastore='alice/typed-captions')", "ValueError", "keys have dimension 8"),
-        ("main(['push', 'memory', datastore, 'alice/refused']) == 1 and die()", "RuntimeError", "refused"),
+        ("main(['push', 'memory', datastore, 'alice/refused-captions']) == 1 and die()", "RuntimeError", "refused"),
     ],
 )
 def test_refusals_say_why(
@@ -153,4 +153,4 @@ def die(): raise RuntimeError("refused")
     with pytest.raises(ClientError, match=message) as raised:
         client(prepare + snippet, folder=str(smallcap_dir), datastore=str(datastore_dir))
     assert raised.value.kind == kind
-    assert ("dataset", "alice/refused") not in hub.repos
+    assert ("dataset", "alice/refused-captions") not in hub.repos
