@@ -105,19 +105,19 @@ def test_pipeline_goes_up_in_one_commit_with_everything(
         """
         import transformers
         pipe = transformers.pipeline("image-to-text", model=folder)
-        pipe.model.push_to_hub("alice/from-a-pipeline", processor=pipe.processor, max_shard_size="200KB")
-        sharded = transformers.pipeline("image-to-text", model="alice/from-a-pipeline")(photo)
-        commit = pipe.push_to_hub("alice/from-a-pipeline", commit_message="One file of weights", private=True, tags=["kitchen"])
-        result = [sharded, commit.oid, transformers.pipeline("image-to-text", model="alice/from-a-pipeline")(photo)]
+        pipe.model.push_to_hub("alice/piped", processor=pipe.processor, max_shard_size="200KB")
+        sharded = transformers.pipeline("image-to-text", model="alice/piped")(photo)
+        commit = pipe.push_to_hub("alice/piped", commit_message="One file of weights", private=True, tags=["kitchen"])
+        result = [sharded, commit.oid, transformers.pipeline("image-to-text", model="alice/piped")(photo)]
         """,
         folder=str(tiny_dir),
         photo=photo_paths[1],
     )
     assert answer[0] == answer[2] == expected
-    repo = hub.repos["model", "alice/from-a-pipeline"]
-    assert hub.titles("model", "alice/from-a-pipeline") == ["Upload model", "One file of weights"]
+    repo = hub.repos["model", "alice/piped"]
+    assert hub.titles("model", "alice/piped") == ["Upload model", "One file of weights"]
     assert repo.branches["main"] == answer[1]
-    files = hub.files("model", "alice/from-a-pipeline")
+    files = hub.files("model", "alice/piped")
     assert [name for name in files if "safetensors" in name] == ["model.safetensors"]  # no shard of before
     assert {"memory/data/train-00000-of-00001.parquet", "memory/memory_config.json"} <= set(files)
     assert {
