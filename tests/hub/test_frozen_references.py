@@ -79,14 +79,14 @@ def two_photos(photo_paths: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(hub: Any, client: Client, parts: Path, two_photos: list[str]) -> list[str]:
-    """Captions of a model that was trained and pushed as alice/learned, with its frozen parts by reference."""
+    """Captions of a model that was trained and pushed as alice/trained, with its frozen parts by reference."""
     return client(
         ASSEMBLE
         + """
 model = assemble()
 untrained = captions(model)
 train(model)
-model.push_to_hub("alice/learned", processor=processor, frozen="reference")
+model.push_to_hub("alice/trained", processor=processor, frozen="reference")
 result = captions(model)
 assert result != untrained
 """,
@@ -95,7 +95,7 @@ assert result != untrained
 
 
 def test_the_repo_holds_what_was_trained_and_names_the_rest(hub: Any, trained: list[str]) -> None:
-    files = hub.files("model", "alice/learned")
+    files = hub.files("model", "alice/trained")
     weights = load(files["model.safetensors"])
     places = {name.split(".")[0] for name in weights}
     assert places == {"query_tokens", "name_query_tokens", "language_projection", "fusion_qformer"}
@@ -128,7 +128,7 @@ def test_it_captions_alike_with_and_without_the_package_and_offline(
     hub: Any, trained: list[str], environment_of: Callable[..., dict[str, str]], two_photos: list[str], tmp_path: Path
 ) -> None:
     environment = environment_of(tmp_path / "home")
-    arguments = ("alice/learned", *two_photos)
+    arguments = ("alice/trained", *two_photos)
     found, module = run_program(WITHOUT_PACKAGE + CAPTION, *arguments, environment=environment)
     assert found == trained
     assert module.startswith("transformers_modules.alice.trained.")
@@ -159,18 +159,18 @@ def test_a_later_commit_of_a_part_changes_nothing(
     client(UPLOAD, repo="alice/llama", folder=str(tmp_path / "llama"))
     code = ASSEMBLE.replace("processor = EVCapProcessor.from_encoder_and_language_model_pretrained(*parts, ", "(")
     code = code.replace(
-        '(name_tokenizer="alice/words")', "processor = EVCapProcessor.from_pretrained('alice/learned')"
+        '(name_tokenizer="alice/words")', "processor = EVCapProcessor.from_pretrained('alice/trained')"
     )
     try:
-        found = client(code + LOAD + "result = captions(model)", source="alice/learned", options={}, photos=two_photos)
+        found = client(code + LOAD + "result = captions(model)", source="alice/trained", options={}, photos=two_photos)
     finally:
         client(UPLOAD, repo="alice/llama", folder=str(parts / "llama"))
     assert found == trained
 
 
 def changed_folder(hub: Any, part: str, revision: str, folder: Path) -> Path:
-    """alice/learned as a folder, with one part's record pointing at another revision."""
-    for name, data in hub.files("model", "alice/learned").items():
+    """alice/trained as a folder, with one part's record pointing at another revision."""
+    for name, data in hub.files("model", "alice/trained").items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -203,22 +203,22 @@ def test_one_flipped_weight_in_a_part_is_refused_by_its_name(
     assert error.value.kind == "ValueError"
     # (b) a copy that was named instead
     with pytest.raises(ClientError, match=f"part '{part}' in 'alice/{repo}-changed@{revision}'.*SHA-256"):
-        client(LOAD, source="alice/learned", options={"parts": {part: f"alice/{repo}-changed@{revision}"}})
+        client(LOAD, source="alice/trained", options={"parts": {part: f"alice/{repo}-changed@{revision}"}})
     # an equal copy will do
-    client(LOAD, source="alice/learned", options={"parts": {part: str(parts / repo)}})
+    client(LOAD, source="alice/trained", options={"parts": {part: str(parts / repo)}})
 
 
 def test_a_cached_file_that_went_bad_is_refused(client: Client, trained: list[str], tmp_path: Path) -> None:
     options = {"cache_dir": str(tmp_path)}
-    client(LOAD, source="alice/learned", options=options)
+    client(LOAD, source="alice/trained", options=options)
     [link] = tmp_path.rglob("models--alice--llama/snapshots/*/model.safetensors")
     data = bytearray(link.resolve().read_bytes())
     data[-1] ^= 1
     link.resolve().write_bytes(data)
     with pytest.raises(ClientError, match="part 'language_model' in 'alice/llama@.*force_download=True"):
-        client(LOAD, source="alice/learned", options=options)
-    client(LOAD, source="alice/learned", options={**options, "force_download": True})
-    client(LOAD, source="alice/learned", options={**options, "local_files_only": True})
+        client(LOAD, source="alice/trained", options=options)
+    client(LOAD, source="alice/trained", options={**options, "force_download": True})
+    client(LOAD, source="alice/trained", options={**options, "local_files_only": True})
 
 
 def test_a_part_that_is_gone_says_what_to_do(
@@ -241,7 +241,7 @@ def test_a_part_that_is_gone_says_what_to_do(
     with pytest.raises(
         ClientError, match="`parts` names projection, but this model reads fusion_qformer, language_model, "
     ):
-        client(LOAD, source="alice/learned", options={"parts": {"projection": "x"}})
+        client(LOAD, source="alice/trained", options={"parts": {"projection": "x"}})
 
 
 def test_a_renamed_part_says_so(hub: Any, client: Client, parts: Path, trained: list[str], tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_renamed_part_says_so(hub: Any, client: Client, parts: Path, trained: 
         metadata={"format": "pt"},
     )
     with pytest.raises(ClientError, match=r"(?s)'vision_model'.*no weights named vision_model\.\*.*renamed"):
-        client(LOAD, source="alice/learned", options={"parts": {"vision_model": str(folder)}})
+        client(LOAD, source="alice/trained", options={"parts": {"vision_model": str(folder)}})
 
 
 # Nothing that was trained is lost
@@ -504,7 +504,7 @@ def test_push_and_merge_from_the_command_line(
         + """
 from hf_evcap.cli.main import main
 whole = folder + "/whole"
-assert main(["merge", "alice/learned", "--out", whole]) == 0
+assert main(["merge", "alice/trained", "--out", whole]) == 0
 assert main(["push", "model", whole, "alice/whole", "--frozen", "copy"]) == 0
 assert main(["push", "model", whole, "alice/named", "--frozen", "reference"]) == 0
 assert main(["push", "model", "alice/named", "alice/again"]) == 0
