@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .modeling_efficientnet_lite import EfficientNetLiteModel
@@ -18,6 +18,18 @@ from .weight_fingerprint import hash_tensors
 AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 
 OUTPUT_OPTIONS = ("output_hidden_states", "output_attentions")
+
+
+def make_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    """
+    Makes a vision tower with random weights.
+
+    Args:
+        config ([`PreTrainedConfig`]): The tower's. An EfficientNet-Lite's is told by its `model_type`: where a folder
+            brings this code, transformers may load its configuration and its model as two copies of one module.
+    """
+    own = config.model_type == EfficientNetLiteConfig.model_type
+    return EfficientNetLiteModel._from_config(config) if own else AutoModel.from_config(config)
 
 
 class FrozenEncoderMixin(torch.nn.Module):
@@ -111,4 +123,4 @@ class FrozenEncoderMixin(torch.nn.Module):
         return self.get_memory_keys(pixel_values).float().cpu()
 
 
-__all__ = ["OUTPUT_OPTIONS", "FrozenEncoderMixin"]
+__all__ = ["OUTPUT_OPTIONS", "FrozenEncoderMixin", "make_vision_tower"]

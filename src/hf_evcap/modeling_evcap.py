@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, Cache, LogitsProcessorList, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerEncoder, Blip2QFormerModel, Blip2VisionModel
 from transformers.utils import ModelOutput, can_return_tuple, logging, torch_compilable_check
@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging, torch_com
 from .cache_name import CACHE, CACHE_NAMES, takes_cache
 from .caption_generation import CaptionGenerationMixin
 from .configuration_evcap import EVCapConfig
-from .frozen_encoder import OUTPUT_OPTIONS
+from .frozen_encoder import OUTPUT_OPTIONS, make_vision_tower
 from .memory_evcap import MemoryLayers, VisualNameMemory
 from .modeling_retrieval import RetrievalPreTrainedModel, hash_tensors
 from .offloading import own_parameter, to_part
@@ -165,7 +165,7 @@ def build_vision_model(config: EVCapConfig) -> PreTrainedModel:
     """Makes the vision encoder: BLIP-2's, whose final LayerNorm has an epsilon of its own, or any `AutoModel`."""
     vision_config = config.vision_config
     if vision_config.model_type != "blip_2_vision_model":
-        return AutoModel.from_config(vision_config)
+        return make_vision_tower(vision_config)
     model = Blip2VisionModel._from_config(vision_config)
     if config.vision_layer_norm_eps is not None:
         model.post_layernorm.eps = config.vision_layer_norm_eps

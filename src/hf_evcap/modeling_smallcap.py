@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, Cache
+from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithCrossAttentions
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
@@ -17,7 +17,7 @@ from .caption_generation import CaptionGenerationMixin
 from .configuration_smallcap import SmallCapConfig
 from .cross_attention_smallcap import build_decoder, empty_cache
 from .datastore_smallcap import CaptionDatastore
-from .frozen_encoder import OUTPUT_OPTIONS
+from .frozen_encoder import OUTPUT_OPTIONS, make_vision_tower
 from .modeling_retrieval import RetrievalPreTrainedModel
 from .offloading import to_part
 from .retrieval_smallcap import CaptionRetriever, SmallCapRetrievedCaptions
@@ -143,7 +143,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
 
     def __init__(self, config: SmallCapConfig) -> None:
         super().__init__(config)
-        self.vision_model = AutoModel.from_config(config.vision_config)
+        self.vision_model = make_vision_tower(config.vision_config)
         if config.retrieval_space == "clip":
             projection_dim = config.vision_config.projection_dim
             self.visual_projection = nn.Linear(config.encoder_hidden_size, projection_dim, bias=False)

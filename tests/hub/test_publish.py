@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from hub_client import ClientError
+from transformers import pipeline
 
-from hf_evcap import VisualNameMemory
+from hf_evcap import VisualNameMemory, default_model
 
 
 # In front of a program: hf_evcap is not installed.
@@ -32,6 +33,16 @@ import json, sys
 import transformers
 pipe = transformers.pipeline("image-to-text", model=sys.argv[1], trust_remote_code=True)
 print(json.dumps([pipe(sys.argv[2]), type(pipe).__module__, pipe.model.memory.fingerprint]))
+"""
+LOAD_AS_BFLOAT16 = """
+import json, sys
+import transformers
+options = {"trust_remote_code": True, "dtype": "bfloat16"}
+models = [
+    transformers.AutoModelForImageTextToText.from_pretrained(sys.argv[1], **options),
+    transformers.pipeline("image-to-text", model=sys.argv[1], **options).model,
+]
+print(json.dumps([[str(part.dtype) for part in (model.vision_model, model.language_model)] for model in models]))
 """
 LOAD = """
 import json, sys
@@ -95,6 +106,18 @@ def test_pushed_repo_captions_where_hf_evcap_is_not_installed_and_where_it_is(
     code = "import transformers\nresult = transformers.pipeline('image-to-text', model='alice/captioner')(photo)"
     assert client(code, photo=photo_paths[0]) == expected
     assert hub.authorized_storage_requests == []  # the token is for the Hub only
+
+
+@pytest.mark.parametrize("which", ["embedded", "evcap", "smallcap"])
+def test_a_folder_with_its_own_code_is_loaded_as_asked(
+    which: str, environment_of: Any, tiny_dir: Path, smallcap_dir: Path, tmp_path: Path
+) -> None:
+    """Where loading fails at first, a pipeline tries again in float32, and nobody notices."""
+    folder = {"embedded": tmp_path, "evcap": tiny_dir, "smallcap": smallcap_dir}[which]
+    if which == "embedded":
+        pipeline("image-to-text", model=default_model()).save_pretrained(folder)
+    found = run_program(WITHOUT_PACKAGE + LOAD_AS_BFLOAT16, str(folder), environment=environment_of())
+    assert found == [["torch.bfloat16", "torch.bfloat16"]] * 2
 
 
 def test_pipeline_goes_up_in_one_commit_with_everything(
