@@ -23,7 +23,8 @@ UNASKED = (
     "checkpoint-3/rng_state.pth", "checkpoint-3/scheduler.pt",
     "training_args.bin", "optimizer.pt", "scheduler.pt", "trainer_state.json", "wandb/run.log", "server.pem", "id_rsa",
     "pytorch_model.bin", "model.pkl", "data.zip", "photos/cat.jpg", "memory/.env", "memory/notes.txt",
-    "memory/data/raw.csv", "data/.env", "data/raw.csv", "__pycache__/x.pyc", "secrets.json", "credentials",
+    "memory/data/raw.csv", "memory/data/mine.parquet", "data/mine.parquet",
+    "data/.env", "data/raw.csv", "__pycache__/x.pyc", "secrets.json", "credentials",
     "LICENSE.key", "LICENSES/secret.txt",
     "license_server.env", "data/deep/rows.parquet", "layers/a/.env", "layers/a/data/x.csv", "other/README.md",
 )  # fmt: skip
@@ -156,10 +157,10 @@ def test_links_inside_and_the_cache_of_the_hub_are_followed(tiny_dir: Path, tmp_
     shutil.copytree(memory, inside)
     (inside / "memory_config.json").rename(inside / "kept.json")
     (inside / "memory_config.json").symlink_to("kept.json")
-    assert "memory_config.json" in choose_files(inside, store_files()).files
+    assert "memory_config.json" in choose_files(inside, store_files(inside)).files
     linked = tmp_path / "linked"
     linked.symlink_to(inside)
-    assert set(choose_files(linked, store_files()).files) == set(choose_files(inside, store_files()).files)
+    assert set(choose_files(linked, store_files(linked)).files) == set(choose_files(inside, store_files(inside)).files)
 
     cache = tmp_path / "datasets--alice--names"
     snapshot = cache / "snapshots" / "0123"

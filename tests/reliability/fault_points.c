@@ -1,5 +1,6 @@
 /* Stops a process at the n-th file-system call below a folder: kill -9, or Ctrl-C. Loaded with LD_PRELOAD; see
-   interrupted_writes.py, which arms it. Counts calls that change or open something, whichever library makes them. */
+   interrupted_writes.py, which arms it. Counts calls that change or open something, whichever library makes them, and
+   what is sent over sockets. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -103,6 +105,11 @@ ON_FD(int, fdatasync, (int fd), (fd))
 ON_FD(int, ftruncate, (int fd, off_t size), (fd, size))
 ON_FD(int, ftruncate64, (int fd, off64_t size), (fd, size))
 ON_FD(int, flock, (int fd, int operation), (fd, operation))
+ssize_t send(int fd, const void *data, size_t size, int flags) {
+    REAL(send);
+    point(1);
+    return real(fd, data, size, flags);
+}
 int close(int fd) {
     REAL(close);
     point(known(fd));

@@ -124,7 +124,13 @@ def users_files(folder: Path) -> dict[str, str]:
 
 
 def attempts(
-    target: Path, before: Path, act: Callable[[Path], None], how: str, every: int, first: int
+    target: Path,
+    before: Path,
+    act: Callable[[Path], None],
+    how: str,
+    every: int,
+    first: int,
+    watched: Path | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Each (or each so-manieth) call's number and the status of the process that was stopped there, to the last."""
     libc = ctypes.CDLL(None)
@@ -139,7 +145,7 @@ def attempts(
         child = os.fork()
         if child == 0:
             faulthandler.dump_traceback_later(60, exit=True)
-            stop_at(libc, target, number, stop)
+            stop_at(libc, watched or target, number, stop)
             try:
                 act(target)
             except (KeyboardInterrupt, SystemExit):  # the command line makes an exit status of it

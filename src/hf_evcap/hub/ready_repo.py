@@ -157,7 +157,7 @@ def _prepare_model(folder: Path, target: Path, repo_id: str, frozen: str | None,
 
 def choose_model_files(folder: Path, model_class: Any, include: Sequence[str] = ()) -> ChosenFiles:
     """Files of a model's folder that go to the Hub; the contact sheet is one if the card shows it."""
-    patterns = model_files(model_class.tokenizer_folder, model_class.memory_folder)
+    patterns = model_files(folder, model_class.tokenizer_folder, model_class.memory_folder)
     results = folder / RESULTS_NAME
     sheet = read_card_facts(results).contact_sheet if results.is_file() else None
     return choose_files(folder, [*patterns, sheet] if sheet else patterns, include)
@@ -168,7 +168,7 @@ def _prepare_store(store_class: Any, folder: Path, target: Path, repo_id: str, i
     is_store = (folder / MANIFEST_NAME).is_file()
     if not is_store and not (recipe.is_file() and (folder / CARD_NAME).is_file()):
         raise FileNotFoundError(f"{folder} is no {store_class.store_word}: {MANIFEST_NAME} is missing.")
-    patterns = store_files() if is_store else (RECIPE_NAME, *_recipe_source(recipe))
+    patterns = store_files(folder) if is_store else (RECIPE_NAME, *_recipe_source(recipe))
     chosen = choose_files(folder, patterns, include)
     if is_store:
         store = store_class.from_pretrained(folder)  # checks it

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..store_manifest import DATA_FOLDER, INDEX_NAME, LAYERS_FOLDER, MANIFEST_NAME
+from ..store_manifest import CARD_NAME, MANIFEST_NAME, own_files
 from .card_facts import RESULTS_NAME
 
 
@@ -38,7 +39,6 @@ _MODEL = (
     "preprocessor_config.json",
     RESULTS_NAME,
 )
-STORE_FILES = (f"{DATA_FOLDER}/*.parquet", INDEX_NAME, MANIFEST_NAME)
 SPACE_FILES = ("app.py", "requirements.txt", "packages.txt", "pre-requirements.txt", "Dockerfile", "index.html")
 # What is never uploaded, named or not: hidden files, what training keeps for itself, caches and keys.
 _NEVER = (
@@ -62,15 +62,24 @@ _NEVER = (
 _LEAVES = "a link that leaves the folder"
 
 
-def store_files() -> tuple[str, ...]:
-    """Patterns of a memory's or datastore's files, of layers among them."""
-    return (*STORE_FILES, *(f"{LAYERS_FOLDER}/*/{pattern}" for pattern in STORE_FILES))
+def store_files(folder: Path) -> list[str]:
+    """
+    Patterns of the files of the memory, datastore or layers in a folder: those that its manifest lists, but for cards.
+
+    Raises:
+        ValueError: The manifest is damaged.
+    """
+    names = own_files(folder)
+    if not names and (folder / MANIFEST_NAME).is_file():
+        raise ValueError(f"{folder / MANIFEST_NAME} is damaged. Save the memory or datastore again.")
+    return [glob.escape(name) for name in names if Path(name).name != CARD_NAME]
 
 
-def model_files(tokenizer_folder: str, memory_folder: str) -> tuple[str, ...]:
-    """Patterns of a model's files with those of its tokenizers and its memory."""
+def model_files(folder: Path, tokenizer_folder: str, memory_folder: str) -> list[str]:
+    """Patterns of the files of the model in a folder, with those of its tokenizers and its memory."""
     tokenizers = [f"{tokenizer_folder}/{name}" if tokenizer_folder else name for name in _TOKENIZER]
-    return (*_MODEL, *_TOKENIZER, *tokenizers, *(f"{memory_folder}/{pattern}" for pattern in store_files()))
+    memory = [f"{glob.escape(memory_folder)}/{pattern}" for pattern in store_files(folder / memory_folder)]
+    return [*_MODEL, *_TOKENIZER, *tokenizers, *memory]
 
 
 @dataclass
