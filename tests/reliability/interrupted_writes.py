@@ -26,12 +26,14 @@ import pyarrow.parquet as pq
 import yaml
 from transformers.utils import logging
 
-from hf_evcap import CaptionDatastore, MemoryLayers, VisualNameMemory
+import hf_evcap
+from hf_evcap import CaptionDatastore, MemoryLayers, VisualNameMemory, default_model
 from hf_evcap.cli.main import main as command_line
 from hf_evcap.store_building import EncodedRows, build_store
 
 
 USERS = {".git/HEAD": "ref", "notes.txt": "mine", "data/notes.parquet": "mine too", "layers/notes.txt": "and mine"}
+PHOTO = Path(hf_evcap.__file__).parent / "assets/photos/cat.jpg"
 AUDITED = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "shutil", "tempfile")
 
 
@@ -43,6 +45,8 @@ def rows(count: int, seed: int, store_class: type = VisualNameMemory, **options:
 OLD, NEW = rows(90, 0, index_factory="IVF2,SQ8"), rows(80, 1, index_factory="IVF2,SQ8")
 OLD_CAPTIONS = rows(50, 2, CaptionDatastore)
 LAYERS = MemoryLayers({"one": rows(40, 3), "two": rows(30, 4)})
+EMBEDDED = Path(default_model())  # photos are added with its encoder
+OF_EMBEDDED = VisualNameMemory.from_pretrained(EMBEDDED / "memory").subset(["dog", "cat", "bicycle"])
 
 
 def build(folder: Path) -> None:
@@ -86,6 +90,10 @@ SCENARIOS: dict[str, tuple[object, Callable[[Path], None]]] = {
     ),
     "a memory over layers": (LAYERS, lambda folder: NEW.save_pretrained(folder, overwrite=True)),
     "add": (OLD, add_and_save),
+    "memory add": (
+        OF_EMBEDDED,
+        lambda folder: run("memory", "add", folder, "axolotl", PHOTO, "--model", EMBEDDED),
+    ),
     "memory remove": (OLD, lambda folder: run("memory", "remove", folder, "thing 3")),
     "datastore remove": (OLD_CAPTIONS, lambda folder: run("datastore", "remove", folder, "thing 3")),
     "memory build": (None, build),
@@ -212,7 +220,7 @@ def main(scenario: str, how: str, root: Path, every: int = 1, first: int = 1) ->
             if start is not None and users_files(target) != USERS:
                 problems.append(f"{place}: files of the user are gone: {set(USERS) - set(users_files(target))}")
             act(target)  # again, now to the end
-            if state(target) != new and scenario not in ("add", "memory remove", "datastore remove"):
+            if state(target) != new and scenario not in ("add", "memory add", "memory remove", "datastore remove"):
                 problems.append(f"{place}: the next run gave another state")
             left = {str(file.relative_to(target)) for file in target.rglob("*") if file.is_file()}
             if {name.replace("-2", "") for name in left} != {name.replace("-2", "") for name in finished}:
