@@ -589,8 +589,8 @@ def test_memory_keys_of_photos(tiny_model, processor, photos, photo_paths):
 
 
 @pytest.mark.skipif(
-    not hasattr(torch.compiler, "is_exporting"),
-    reason="transformers does not compile with this torch",
+    torch.__version__.startswith("2.7."),
+    reason="torch 2.7 breaks the graph at an attribute of a configuration that holds others",
 )
 def test_compiled_encoder_equals_plain(tiny_model, inputs):
     """`torch.compile` traces vision and Q-Former without a graph break (the eager backend needs no C++ compiler)."""

@@ -331,13 +331,6 @@ def test_checkpointing_sends_no_gradient_through_a_frozen_encoder(model, inputs)
 # Graphs
 
 
-needs_graphs = pytest.mark.skipif(
-    not hasattr(torch.compiler, "is_exporting"),
-    reason="transformers does not compile with this torch",
-)
-
-
-@needs_graphs
 def test_compiled_model_that_never_ran(embedded):
     model, _, inputs = embedded
     cold = AutoModelForImageTextToText.from_pretrained(default_model())
@@ -349,7 +342,6 @@ def test_compiled_model_that_never_ran(embedded):
     assert torch.equal(compiled.generate(**inputs), model.generate(**inputs))
 
 
-@needs_graphs
 def test_exported_graph_takes_another_batch(embedded):
     model, processor, inputs = embedded
 

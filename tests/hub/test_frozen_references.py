@@ -451,7 +451,6 @@ result = [moved, sorted(named), sorted(differing), message]
     assert "has the part 'qformer' of 'alice/blip2', this model does not" in answer[3]
 
 
-@pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="peft 0.19 reads adapters with torch 2.7 and newer")
 def test_adapters_lose_nothing_and_merge(client: Client, parts: Path, two_photos: list[str], tmp_path: Path) -> None:
     answer = client(
         ASSEMBLE
