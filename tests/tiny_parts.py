@@ -37,6 +37,18 @@ LANGUAGE_MODELS = {
     "mistral": ({**SIZES, **SPREAD, "num_key_value_heads": 2}, "sentencepiece"),
     "gemma": ({**SIZES, **SPREAD, "num_key_value_heads": 2, "head_dim": 8}, "sentencepiece"),
     "qwen2": ({**SIZES, **SPREAD, "num_key_value_heads": 2}, "bpe"),
+    "qwen3": ({**SIZES, **SPREAD, "num_key_value_heads": 2, "head_dim": 8}, "bpe"),
+    "gemma2": ({**SIZES, **SPREAD, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}, "sentencepiece"),
+    "gemma3_text": (
+        {**SIZES, **SPREAD, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16},
+        "sentencepiece",
+    ),
+    "phi3": ({**SIZES, **SPREAD, "num_key_value_heads": 2}, "bpe"),
+    "smollm3": ({**SIZES, **SPREAD, "num_key_value_heads": 2}, "bpe"),
+    "xglm": (
+        {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "init_std": 0.2},
+        "sentencepiece",
+    ),
     "opt": (
         {
             "hidden_size": 32,

@@ -41,6 +41,25 @@ DECODERS = {
     },
     "opt_norm_after": {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
 }
+_LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+DECODERS["llama"] = {"model_type": "llama", **_LLAMA}
+DECODERS["mistral"] = {"model_type": "mistral", "sliding_window": 8, **_LLAMA}
+DECODERS["xglm"] = {
+    "model_type": "xglm",
+    "d_model": 32,
+    "ffn_dim": 48,
+    "num_layers": 2,
+    "attention_heads": 4,
+    "max_position_embeddings": 256,
+    "init_std": 0.2,
+}
 DECODERS["opt_norm_after"] = {**DECODERS["opt"], **DECODERS["opt_norm_after"]}
 ENCODERS = {
     "clip": {

@@ -11,7 +11,8 @@ import torch
 from transformers import CLIPConfig
 
 from .assembly import Assembly, draw_weights
-from .configuration_smallcap import DECODERS, SmallCapConfig
+from .configuration_smallcap import DECODERS, RELEASED_DECODERS, SmallCapConfig
+from .language_models import marks_spaces
 from .model_source import ModelSource
 from .part_sources import PartSource
 from .vision_towers import find_efficientnet_lite, find_vision_tower, plain_vision_space, size_vision_space
@@ -51,10 +52,11 @@ class SmallCapAssembly(Assembly):
         self.seed = seed
         if self.text_config.model_type not in DECODERS:
             raise ValueError(
-                f"{self.text_source.given!r} is a {self.text_config.model_type!r} model: the decoders in which "
-                f"SmallCap puts its cross-attention are {' and '.join(DECODERS)}. With other language models assemble "
-                "an EVCap."
+                f"{self.text_source.given!r} is a {self.text_config.model_type!r} model: SmallCap's cross-attention "
+                f"is put into decoders of the types {', '.join(DECODERS)}. With other language models assemble an "
+                "EVCap."
             )
+        processor_options = self._wording(processor_options or {})
         changes = self.fields.pop("vision_config", None) or {}
         self._parts: dict[str, list[PartSource]] = {"language_model": [PartSource(self.text_source)]}
         if Path(encoder).is_file():
@@ -80,10 +82,28 @@ class SmallCapAssembly(Assembly):
                 raise ValueError(
                     f"The encoder {os.fspath(encoder)!r} has no preprocessor_config.json: pass its `image_processor`."
                 )
-            processor = processor_class(image_processor, self.tokenizer, **(processor_options or {}))
+            processor = processor_class(image_processor, self.tokenizer, **processor_options)
         self.processor = processor
         tokens = {"pad_token_id": processor.tokenizer.pad_token_id, "eos_token_id": processor.tokenizer.eos_token_id}
         self.config = SmallCapConfig(**{**tokens, **self.fields, "text_config": self.text_config})
+
+    def _wording(self, processor_options: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Lets a decoder read and write the prompt as the text that it was trained on: a caption's first word comes with
+        its space. The released GPT-2 and OPT learnt a prompt that ends in a space.
+        """
+        if self.text_config.model_type in RELEASED_DECODERS:
+            return dict(processor_options)
+        self.fields.setdefault("add_bos_token", bool(self.tokenizer("")["input_ids"]))
+        for field in ("prompt_template", "prompt_without_captions"):
+            self.fields.setdefault(field, getattr(SmallCapConfig, field).rstrip())
+        spaced = self.fields["prompt_template"][-1:].isspace() or not marks_spaces(self.tokenizer)
+        vocabulary, own = self.tokenizer.get_vocab(), self.tokenizer
+        tokens = {
+            "pad_token": "!" if "!" in vocabulary else own.pad_token or own.unk_token or own.eos_token,
+            "end_token": "." if "." in vocabulary else own.eos_token,
+        }
+        return {"caption_prefix": "" if spaced else " ", **tokens, **processor_options}
 
     @property
     def parts(self) -> dict[str, list[PartSource]]:
@@ -102,6 +122,9 @@ class SmallCapAssembly(Assembly):
         }
         empty = {name: place for name, place in empty.items() if name not in weights}
         drawn = draw_weights(empty, self.seed, getattr(self.text_config, "initializer_range", 0.02))
+        for name in drawn:
+            if name.endswith(("crossattention.c_proj.weight", "crossattention.out_proj.weight")):
+                drawn[name].zero_()  # the decoder begins as it was
         return {**drawn, **plain_vision_space(expected, weights)}
 
     def finish(self, model: Any) -> None:

@@ -16,7 +16,21 @@ from .configuration_retrieval import (
 
 
 RETRIEVAL_SPACES = ("clip", "vision", "external")
-DECODERS = ("gpt2", "opt")
+RELEASED_DECODERS = ("gpt2", "opt")
+# Others that cross-attention was tried in: their layers hand photos down.
+DECODERS = (
+    *RELEASED_DECODERS,
+    "xglm",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "smollm3",
+)
 
 
 class SmallCapConfig(RetrievalConfig):
@@ -28,16 +42,20 @@ class SmallCapConfig(RetrievalConfig):
         vision_config (`dict` or `PreTrainedConfig`, *optional*):
             Vision encoder; any `AutoModel` vision tower. Defaults to CLIP's ViT-B/32.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
-            Decoder, of type `gpt2` or `opt`. Defaults to GPT-2 base.
+            Decoder, of one of the types in `DECODERS`: `gpt2` or `opt` as released, `xglm`, `llama` (SmolLM2, too),
+            `mistral`, `qwen2`, `qwen3`, `gemma` and others. Defaults to GPT-2 base.
         cross_attention_reduce_factor (`int`, *optional*, defaults to 4):
             The heads of the cross-attention are this many times narrower than the decoder's own. With GPT-2 base 1, 2,
             4, 8 and 16 give about 28, 14, 7, 3.5 and 1.75 million trained parameters.
+        cross_attention_dim (`int`, *optional*):
+            Width of a head of the cross-attention, the paper's d, instead of one that the factor gives.
         num_retrieved_captions (`int`, *optional*, defaults to 4):
             k, the captions put into the prompt; 0 for a model that was trained without retrieval.
         prompt_template (`str`, *optional*): The prompt, with `{captions}` for the retrieved captions.
         prompt_without_captions (`str`, *optional*): The prompt where nothing is retrieved.
         caption_separator (`str`, *optional*, defaults to an empty line): What stands between retrieved captions.
-        add_bos_token (`bool`, *optional*): Whether the decoder's BOS token comes first; by default for OPT only.
+        add_bos_token (`bool`, *optional*): Whether what the tokenizer puts first (BOS) comes first; by default for
+            OPT only.
         retrieval_space (`str`, *optional*, defaults to `"clip"`):
             What is compared with the datastore's keys. `"clip"`: the photo's CLIP embedding, by the vision encoder
             itself and its projection; the keys are CLIP text embeddings of captions. `"vision"`: pooled, whitened
@@ -73,6 +91,7 @@ class SmallCapConfig(RetrievalConfig):
     vision_config: Any = None
     text_config: Any = None
     cross_attention_reduce_factor: int = 4
+    cross_attention_dim: int | None = None
     num_retrieved_captions: int = 4
     prompt_template: str = "Similar images show\n\n{captions}.\n\nThis image shows "
     prompt_without_captions: str = "This image shows "
@@ -105,10 +124,11 @@ class SmallCapConfig(RetrievalConfig):
         """Refuses combinations that cannot work, naming the field and what it may be."""
         decoder = self.text_config.model_type
         if decoder not in DECODERS:
-            raise ValueError(f"`text_config` must be of type {' or '.join(DECODERS)}, got {decoder!r}.")
-        factor, heads = self.cross_attention_reduce_factor, self.text_config.num_attention_heads
-        head_dim = self.text_config.hidden_size // heads
-        if factor < 1 or head_dim % factor:
+            raise ValueError(f"`text_config` must be of one of the types {', '.join(DECODERS)}; got {decoder!r}.")
+        factor, head_dim = self.cross_attention_reduce_factor, self._decoder_head_dim
+        if self.cross_attention_dim is not None and self.cross_attention_dim < 1:
+            raise ValueError(f"`cross_attention_dim` must be positive, got {self.cross_attention_dim}.")
+        if self.cross_attention_dim is None and (factor < 1 or head_dim % factor):
             raise ValueError(
                 f"`cross_attention_reduce_factor` must divide the decoder's head dimension ({head_dim}), got {factor}."
             )
@@ -132,8 +152,14 @@ class SmallCapConfig(RetrievalConfig):
     @property
     def cross_attention_head_dim(self) -> int:
         """`int`: Width of a head of the cross-attention."""
-        width, heads = self.text_config.hidden_size, self.text_config.num_attention_heads
-        return width // heads // self.cross_attention_reduce_factor
+        if self.cross_attention_dim is not None:
+            return self.cross_attention_dim
+        return self._decoder_head_dim // self.cross_attention_reduce_factor
+
+    @property
+    def _decoder_head_dim(self) -> int:
+        text = self.text_config
+        return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
     @property
     def encoder_hidden_size(self) -> int:

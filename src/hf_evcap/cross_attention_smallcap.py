@@ -1,19 +1,23 @@
-"""SmallCap's decoders: transformers' GPT-2 and OPT with narrow cross-attention to the photo (section 3.1)."""
+"""SmallCap's decoders: transformers' language models with narrow cross-attention to the photo (section 3.1)."""
 
 from __future__ import annotations
 
+import inspect
+from functools import cache as cached
+from functools import wraps
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, EncoderDecoderCache, OPTForCausalLM
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, EncoderDecoderCache
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 from transformers.pytorch_utils import Conv1D
 
-from .cache_name import CACHE, takes_cache
+from .cache_name import CACHE, pop_cache, takes_cache
 from .configuration_smallcap import SmallCapConfig
+from .offloading import to_part
 
 
 class SmallCapGPT2CrossAttention(GPT2Attention):
@@ -33,21 +37,37 @@ class SmallCapGPT2CrossAttention(GPT2Attention):
         self.c_proj = Conv1D(self.embed_dim, self.split_size)
 
 
-class SmallCapOPTCrossAttention(nn.Module):
-    """The same for OPT, which has no cross-attention of its own. Scores are scaled as for full heads, as released."""
+class SmallCapCrossAttention(nn.Module):
+    """
+    Narrow cross-attention for decoders that have none of their own.
 
-    def __init__(self, config: SmallCapConfig, layer_idx: int) -> None:
+    Args:
+        config ([`SmallCapConfig`]): Of the model.
+        layer_idx (`int`): Number of the layer, for the cache.
+        bias (`bool`, *optional*, defaults to `False`): Whether the projections have one.
+        dropout (`float`, *optional*, defaults to 0.0): Of attention weights.
+        scaling (`float`, *optional*): Of the scores; the inverse root of the head's width when absent.
+    """
+
+    def __init__(
+        self,
+        config: SmallCapConfig,
+        layer_idx: int,
+        bias: bool = False,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+    ) -> None:
         super().__init__()
         text = config.text_config
         self.layer_idx = layer_idx
         self.num_heads = text.num_attention_heads
-        self.dropout = text.attention_dropout
-        self.scaling = (text.hidden_size // self.num_heads) ** -0.5
+        self.dropout = dropout
+        self.scaling = scaling
         width = self.num_heads * config.cross_attention_head_dim
-        self.k_proj = nn.Linear(config.encoder_hidden_size, width, bias=text.enable_bias)
-        self.v_proj = nn.Linear(config.encoder_hidden_size, width, bias=text.enable_bias)
-        self.q_proj = nn.Linear(text.hidden_size, width, bias=text.enable_bias)
-        self.out_proj = nn.Linear(width, text.hidden_size, bias=text.enable_bias)
+        self.k_proj = nn.Linear(config.encoder_hidden_size, width, bias=bias)
+        self.v_proj = nn.Linear(config.encoder_hidden_size, width, bias=bias)
+        self.q_proj = nn.Linear(text.hidden_size, width, bias=bias)
+        self.out_proj = nn.Linear(width, text.hidden_size, bias=bias)
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -86,10 +106,16 @@ class SmallCapOPTDecoderLayer(OPTDecoderLayer):
 
     def __init__(self, config: SmallCapConfig, layer_idx: int) -> None:
         super().__init__(config.text_config, layer_idx=layer_idx)
-        self.crossattention = SmallCapOPTCrossAttention(config, layer_idx)
-        self.ln_cross_attn = nn.LayerNorm(
-            self.embed_dim, elementwise_affine=config.text_config.layer_norm_elementwise_affine
+        text = config.text_config
+        # Scores are scaled as for full heads, as released.
+        self.crossattention = SmallCapCrossAttention(
+            config,
+            layer_idx,
+            bias=text.enable_bias,
+            dropout=text.attention_dropout,
+            scaling=(text.hidden_size // text.num_attention_heads) ** -0.5,
         )
+        self.ln_cross_attn = nn.LayerNorm(self.embed_dim, elementwise_affine=text.layer_norm_elementwise_affine)
 
     def __call__(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None, **kwargs: Any
@@ -130,57 +156,102 @@ class SmallCapOPTDecoderLayer(OPTDecoderLayer):
         return nn.functional.dropout(states, p=self.dropout, training=self.training)
 
 
-class SmallCapOPTForCausalLM(OPTForCausalLM):
-    """OPT whose layers attend to photos, too."""
+def attend_to_photos(layer: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """
+    Adds what a decoder layer's cross-attention sees in the photos to the layer's input: a pre-hook of the layer, which
+    itself never hears of photos. It takes `encoder_hidden_states` out of the arguments that the decoder hands down.
+    """
+    hidden_states, *others = args
+    if others:  # XGLM hands everything down by position
+        names = [*inspect.signature(layer.forward).parameters][1:]
+        kwargs = {**kwargs, **dict(zip(names, others, strict=False))}
+    photos, cache = kwargs.pop("encoder_hidden_states", None), kwargs.get(CACHE)
+    if isinstance(cache, EncoderDecoderCache):
+        kwargs[CACHE] = cache.self_attention_cache
+    if photos is None:
+        return (hidden_states,), kwargs
+    attention = layer.crossattention
+    hidden_states, photos = to_part(hidden_states, attention), to_part(photos, attention)
+    seen = attention(layer.ln_cross_attn(hidden_states), photos, cache)
+    return (hidden_states + seen,), kwargs
 
-    def __init__(self, config: SmallCapConfig) -> None:
-        super().__init__(config.text_config)
-        for number in range(len(self.model.decoder.layers)):
-            self.model.decoder.layers[number] = SmallCapOPTDecoderLayer(config, number)
-        self.post_init()
 
-    @takes_cache
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        position_ids: torch.LongTensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Args as those of [`OPTForCausalLM`], and `encoder_hidden_states`, the photos."""
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        if use_cache and not isinstance(cache, EncoderDecoderCache):
-            cache = empty_cache(self.config, cache)
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            **{CACHE: cache},
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            position_ids=position_ids,
-            encoder_hidden_states=encoder_hidden_states,
-            **kwargs,
-        )
+@cached
+def decoder_class(plain: Any) -> Any:
+    """
+    A language model's class with `encoder_hidden_states` in its `forward`, by which `generate` knows the argument.
+
+    Args:
+        plain (`type`): Such as `LlamaForCausalLM`.
+    """
+
+    @wraps(plain.forward)
+    def forward(self: Any, *args: Any, encoder_hidden_states: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        cache, use_cache = pop_cache(kwargs), kwargs.get("use_cache")
+        if encoder_hidden_states is not None:
+            kwargs["encoder_hidden_states"] = encoder_hidden_states
+            if (self.config.use_cache if use_cache is None else use_cache) and not isinstance(
+                cache, EncoderDecoderCache
+            ):
+                cache = empty_cache(self.config, cache)
+        return plain.forward(self, *args, **{CACHE: cache}, **kwargs)
+
+    signature = inspect.signature(plain.forward)
+    photos = inspect.Parameter("encoder_hidden_states", inspect.Parameter.KEYWORD_ONLY, default=None)
+    named = [one for one in signature.parameters.values() if one.name != photos.name]
+    signed: Any = forward
+    signed.__signature__ = signature.replace(parameters=[*named[:-1], photos, named[-1]])
+    return type(f"{_PREFIX}{plain.__name__}", (plain,), {"forward": forward, "__module__": __name__})
+
+
+_PREFIX = "SmallCap"
+
+
+def __getattr__(name: str) -> Any:
+    """Classes of [`decoder_class`] by name: pickles look for them here."""
+    plain = getattr(transformers, name.removeprefix(_PREFIX), None) if name.startswith(_PREFIX) else None
+    if not isinstance(plain, type):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return decoder_class(plain)
 
 
 def empty_cache(text_config: Any, self_attention: Cache | None = None) -> EncoderDecoderCache:
     """A cache for the decoder's own keys and values (or the given one) and for those of the photos."""
     own = DynamicCache(config=text_config) if self_attention is None else self_attention
-    return EncoderDecoderCache(own, DynamicCache(config=text_config))
+    return EncoderDecoderCache(own, DynamicCache())  # of a photo all is kept, whatever window the decoder has
 
 
 def build_decoder(config: SmallCapConfig) -> Any:
-    """Makes the decoder that `text_config` names, with cross-attention in every layer."""
-    if config.text_config.model_type == "opt":
-        return SmallCapOPTForCausalLM(config)
-    decoder = AutoModelForCausalLM.from_config(config.text_config)
-    for number, block in enumerate(decoder.transformer.h):
-        block.crossattention = SmallCapGPT2CrossAttention(config, number)
-    decoder.init_weights()  # of the new modules, as GPT-2 does it; the others are initialised already
+    """
+    Makes the decoder that `text_config` names, with cross-attention in every layer: in GPT-2 and OPT between
+    self-attention and feed-forward, as released; in all others in front of the layer.
+
+    Raises:
+        ValueError: The decoder's layers cannot be found.
+    """
+    text = config.text_config
+    decoder = AutoModelForCausalLM.from_config(text)
+    if text.model_type == "gpt2":
+        for number, block in enumerate(decoder.transformer.h):
+            block.crossattention = SmallCapGPT2CrossAttention(config, number)
+        decoder.init_weights()  # of the new modules, as GPT-2 does it; the others are initialised already
+        return decoder
+    layers = getattr(decoder.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList) or len(layers) != text.num_hidden_layers:
+        raise ValueError(
+            f"The layers of a {text.model_type!r} decoder are not where other decoders have them (`model.layers`): "
+            "cross-attention cannot be put there."
+        )
+    for number, layer in enumerate(layers):
+        if text.model_type == "opt":
+            layers[number] = SmallCapOPTDecoderLayer(config, number)
+            continue
+        layer.crossattention = SmallCapCrossAttention(config, number)
+        layer.ln_cross_attn = nn.LayerNorm(text.hidden_size)
+        layer.register_forward_pre_hook(attend_to_photos, with_kwargs=True)
+    plain: Any = type(decoder)
+    decoder.__class__ = decoder_class(plain)
+    decoder.init_weights()
     return decoder
 
 

@@ -114,6 +114,12 @@ def load_text_tokenizer(source: ModelSource) -> Any:
     return tokenizer
 
 
+def marks_spaces(tokenizer: Any) -> bool:
+    """Whether a word has other tokens at the beginning of a text than after a space, as in byte-level BPE."""
+    alone, inside = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("cat", "a cat"))
+    return alone != inside[-len(alone) :]
+
+
 def reading_names(tokenizer: Any) -> Any:
     """
     A language model's tokenizer as one of names: a name has the tokens that it has inside a caption, after a space, so
@@ -121,8 +127,7 @@ def reading_names(tokenizer: Any) -> Any:
     """
     names = copy.deepcopy(tokenizer)
     backend = getattr(names, "backend_tokenizer", None)
-    alone, inside = (names(text, add_special_tokens=False)["input_ids"] for text in ("cat", "a cat"))
-    if backend is not None and alone != inside[-len(alone) :]:
+    if backend is not None and marks_spaces(names):
         steps = [normalizers.Prepend(" ")] + ([] if backend.normalizer is None else [backend.normalizer])
         backend.normalizer = normalizers.Sequence(steps)
     if names.sep_token is None:
@@ -193,6 +198,7 @@ __all__ = [
     "full_precision_modules",
     "language_model_dtype",
     "load_text_tokenizer",
+    "marks_spaces",
     "quantizing_language_model",
     "reading_names",
     "stop_token_ids",

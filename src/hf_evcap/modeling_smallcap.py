@@ -178,14 +178,16 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
     ) -> SmallCapForConditionalGeneration:
         r"""
         Assembles a model from pretrained parts. The cross-attention between them starts at random, the same for a
-        seed.
+        seed, but for its last projection, which starts at zero.
 
         Args:
             encoder (`str` or `os.PathLike`):
                 Folder or repo id (`"org/name"` or `"org/name@revision"`) of a CLIP, which makes its own queries for
                 captions, or of another vision tower (SigLIP, DINOv2, ViT, ...), or a published EfficientNet-Lite's
                 `.pth` file; captions are then found by the photos that they describe.
-            decoder (`str` or `os.PathLike`): Folder, repo id or `.gguf` file of a GPT-2 or an OPT.
+            decoder (`str` or `os.PathLike`):
+                Folder, repo id or `.gguf` file of a GPT-2, an OPT, or another language model of a type in
+                `configuration_smallcap.DECODERS`. It begins as it was: untrained cross-attention adds nothing.
             datastore (*optional*): [`CaptionDatastore`], its folder or its repo id.
             processor ([`SmallCapProcessor`], *optional*): To use instead of the one that
                 [`SmallCapProcessor.from_encoder_decoder_pretrained`] makes of the same arguments.
@@ -458,7 +460,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         if self.tokenizer is None:
             raise ValueError("The model has no tokenizer for prompts; set `model.tokenizer = processor.tokenizer`.")
         texts = self.build_prompts(captions, prompts)
-        start = [self.tokenizer.bos_token_id] if self.config.add_bos_token else []
+        start = (self.tokenizer("")["input_ids"] or [self.tokenizer.bos_token_id]) if self.config.add_bos_token else []
         encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         learned = [[]] * len(texts) if labels is None else [[i for i in row if i >= 0] for row in labels.tolist()]
         if len(learned) != len(texts):

@@ -28,6 +28,8 @@ class SmallCapProcessor(RetrievalProcessor):
         pad_token (`str`, *optional*, defaults to `"!"`): Fills up short rows; a token that captions do not need.
         end_token (`str`, *optional*, defaults to `"."`): Ends a caption.
         max_caption_length (`int`, *optional*, defaults to 25): Tokens of a caption in training, without its end.
+        caption_prefix (`str`, *optional*, defaults to `""`): Put in front of a caption that is tokenised: a space for
+            prompts that end in a word.
         chat_template (`str`, *optional*): Jinja template of chats; when absent, one that leaves the prompt to the
             model.
 
@@ -48,6 +50,7 @@ class SmallCapProcessor(RetrievalProcessor):
         pad_token: str = "!",
         end_token: str = ".",
         max_caption_length: int = 25,
+        caption_prefix: str = "",
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -60,6 +63,7 @@ class SmallCapProcessor(RetrievalProcessor):
         self.pad_token = pad_token
         self.end_token = end_token
         self.max_caption_length = max_caption_length
+        self.caption_prefix = caption_prefix
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         self.refresh_chat_template()
 
@@ -147,7 +151,8 @@ class SmallCapProcessor(RetrievalProcessor):
         """Token ids of a caption, cut to at most `max_length` with its end; the prompt is tokenised apart."""
         length = self.max_caption_length if max_length is None else max_length - 1
         # The end token is an ordinary full stop: it must not split words such as "U.S." otherwise than in the prompt.
-        ids = self.tokenizer(caption.strip(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        text = self.caption_prefix + caption.strip()
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         end = self.tokenizer.eos_token_id
         return [*(ids[:-1] if ids[-1:] == [end] else ids)[:length], end]
 

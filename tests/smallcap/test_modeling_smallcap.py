@@ -344,7 +344,8 @@ def test_forward_needs_a_photo(smallcap):
     [
         ({"cross_attention_reduce_factor": 3}, "must divide the decoder's head dimension"),
         ({"cross_attention_reduce_factor": 0}, "must divide"),
-        ({"text_config": {"model_type": "llama"}}, "gpt2 or opt"),
+        ({"text_config": {"model_type": "bert"}}, "one of the types gpt2, opt"),
+        ({"cross_attention_dim": 0}, "must be positive"),
         ({"text_config": {"model_type": "nonsense"}}, "AutoConfig does not know"),
         ({"num_retrieved_captions": -1}, "must not be negative"),
         ({"prompt_template": "no place"}, r"must hold \{captions\}"),

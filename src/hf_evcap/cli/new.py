@@ -79,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     smallcap.add_argument("--datastore", dest="memory", help="datastore folder or Hub id to go with the model")
     smallcap.add_argument("--seed", type=int, default=0, help="of the cross-attention (default: %(default)s)")
-    _add_common(smallcap, "--decoder", "a GPT-2 or an OPT")
+    _add_common(smallcap, "--decoder", "a GPT-2, OPT, Llama, Qwen, Mistral, Gemma, XGLM, ... or a .gguf file")
     return parser
 
 
