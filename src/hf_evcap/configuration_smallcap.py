@@ -51,6 +51,12 @@ class SmallCapConfig(RetrievalConfig):
             Width of a head of the cross-attention, the paper's d, instead of one that the factor gives.
         num_retrieved_captions (`int`, *optional*, defaults to 4):
             k, the captions put into the prompt; 0 for a model that was trained without retrieval.
+        max_captions_per_image (`int`, *optional*):
+            At most so many of them describe one photo. Where keys are those of photos, all captions of the nearest one
+            are as near, and others would not be heard. Any number when absent.
+        duplicate_overlap (`float`, *optional*):
+            Captions that share this much of their words (in common over in either, up to 1) with a nearer one are left
+            out.
         prompt_template (`str`, *optional*): The prompt, with `{captions}` for the retrieved captions.
         prompt_without_captions (`str`, *optional*): The prompt where nothing is retrieved.
         caption_separator (`str`, *optional*, defaults to an empty line): What stands between retrieved captions.
@@ -93,6 +99,8 @@ class SmallCapConfig(RetrievalConfig):
     cross_attention_reduce_factor: int = 4
     cross_attention_dim: int | None = None
     num_retrieved_captions: int = 4
+    max_captions_per_image: int | None = None
+    duplicate_overlap: float | None = None
     prompt_template: str = "Similar images show\n\n{captions}.\n\nThis image shows "
     prompt_without_captions: str = "This image shows "
     caption_separator: str = "\n\n"
@@ -134,6 +142,10 @@ class SmallCapConfig(RetrievalConfig):
             )
         if self.num_retrieved_captions < 0:
             raise ValueError(f"`num_retrieved_captions` must not be negative, got {self.num_retrieved_captions}.")
+        if self.max_captions_per_image is not None and self.max_captions_per_image < 1:
+            raise ValueError(f"`max_captions_per_image` must be positive, got {self.max_captions_per_image}.")
+        if self.duplicate_overlap is not None and not 0 < self.duplicate_overlap <= 1:
+            raise ValueError(f"`duplicate_overlap` is a share, above 0 and up to 1; got {self.duplicate_overlap}.")
         if "{captions}" not in self.prompt_template:
             raise ValueError(
                 f"`prompt_template` must hold {{captions}}, the retrieved captions' place; got "

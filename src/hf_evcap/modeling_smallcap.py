@@ -20,7 +20,7 @@ from .datastore_smallcap import CaptionDatastore
 from .frozen_encoder import OUTPUT_OPTIONS, make_vision_tower
 from .modeling_retrieval import RetrievalPreTrainedModel
 from .offloading import to_part
-from .retrieval_smallcap import CaptionRetriever, SmallCapRetrievedCaptions
+from .retrieval_smallcap import CaptionChoice, CaptionRetriever, SmallCapRetrievedCaptions
 from .vision_space_evcap import EVCapVisionSpace
 
 
@@ -344,6 +344,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         exclude_rows: torch.LongTensor | None = None,
         memory: Any = None,
         k: int | None = None,
+        own_captions: list[str] | None = None,
     ) -> SmallCapRetrievedCaptions:
         """
         Retrieves the captions most similar to photos (section 3.2).
@@ -356,6 +357,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
                 [`~CaptionDatastore.rows_of_images`].
             memory (*optional*): Datastore for this call, or its folder or Hub id, instead of the attached one.
             k (`int`, *optional*): Captions for each photo; `config.num_retrieved_captions` when absent.
+            own_captions (`list[str]`, *optional*): A caption a photo that it must not retrieve, the one to learn.
         """
         k = self.config.num_retrieved_captions if k is None else k
         if k == 0:
@@ -367,7 +369,8 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
                 f"keys, got {tuple(retrieval_queries.shape)}."
             )
         drawn_by = self.training_retrieval if self.training else None
-        return retriever(retrieval_queries, k, exclude_rows, drawn_by)
+        choice = CaptionChoice(self.config.max_captions_per_image, self.config.duplicate_overlap, own_captions)
+        return retriever(retrieval_queries, k, exclude_rows, drawn_by, choice)
 
     def encode_images(
         self,
@@ -377,6 +380,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         retrieval_queries: torch.Tensor | None = None,
         exclude_rows: torch.LongTensor | None = None,
         memory: Any = None,
+        own_captions: list[str] | None = None,
         **kwargs: Any,
     ) -> SmallCapEncodedImages:
         """
@@ -395,7 +399,7 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
                 )
             if queries is None:
                 queries = features.vision_hidden_states.new_zeros(count, 1)
-            found = self.retrieve_captions(queries, exclude_rows, memory)
+            found = self.retrieve_captions(queries, exclude_rows, memory, own_captions=own_captions)
         if len(found.captions) != count:
             raise ValueError(f"Got captions for {len(found.captions)} of {count} photos.")
         return SmallCapEncodedImages(features.vision_hidden_states, found, features)
@@ -535,8 +539,12 @@ class SmallCapForConditionalGeneration(CaptionGenerationMixin, SmallCapPreTraine
         if input_ids is None and inputs_embeds is None:
             if kwargs.get("shift_labels") is not None:
                 raise ValueError("`shift_labels` belong to `input_ids`; without a prompt of your own, give `labels`.")
+            own = None
+            if self.training and labels is not None and self.tokenizer is not None:
+                ids = [[token for token in row if token >= 0] for row in labels.tolist()]
+                own = self.tokenizer.batch_decode(ids, skip_special_tokens=True)  # copying it would teach nothing
             encoded = self.encode_images(
-                pixel_values, vision_hidden_states, captions, retrieval_queries, exclude_rows, **asked_for
+                pixel_values, vision_hidden_states, captions, retrieval_queries, exclude_rows, None, own, **asked_for
             )
             if labels is not None:  # logits of the prompt are of no use; the vocabulary makes them the largest tensor
                 kwargs.setdefault("logits_to_keep", labels.shape[1] + 1)

@@ -108,6 +108,47 @@ def test_training_may_draw_from_more_candidates(smallcap, pixels):
     assert drawn == [[], *(photo[1:5] for photo in six[1:])]
 
 
+def test_which_of_the_nearest_captions_go_into_a_prompt(pixels, smallcap_processor):
+    """At most so many of one photo, none that says what a nearer one says, and never the one to learn."""
+    model = make_model(datastore=False)
+    query = model.get_memory_keys(pixels[:1])
+    rows = [
+        ("a cat sleeps on a mat", "7", 1.0),
+        ("a cat is sleeping on the mat", "7", 0.9),
+        ("A cat sleeps on a mat.", "8", 0.8),
+        ("two dogs play", "9", 0.7),
+        ("a red bus", None, 0.6),
+        ("a red bus on a street", None, 0.5),
+    ]
+    away = torch.nn.functional.normalize(torch.randn_like(query), dim=-1)
+    query = torch.nn.functional.normalize(query, dim=-1)
+    away = torch.nn.functional.normalize(away - (away * query).sum() * query, dim=-1)
+    captions, images, near = zip(*rows, strict=True)
+    keys = torch.cat([value * query + (1 - value**2) ** 0.5 * away for value in near])
+    model.set_datastore(CaptionDatastore.from_rows(list(captions), keys, image_id=list(images)))
+    model.config.num_retrieved_captions = 3
+
+    def found(**more):
+        return model.retrieve_captions(query, **more).captions[0]
+
+    assert found() == list(captions[:3])
+    model.config.max_captions_per_image = 1
+    assert found() == [captions[0], captions[2], captions[3]]
+    model.config.duplicate_overlap = 1.0
+    assert found() == [captions[0], captions[3], captions[4]]
+    model.config.duplicate_overlap = 0.5
+    assert found(k=4) == [captions[0], captions[3], captions[4]]  # fewer than were asked for
+    assert found(k=2, own_captions=["A cat sleeps on a mat"]) == [captions[1], captions[3]]
+    assert (model.retrieve_captions(query, k=4).row_ids[0, 3:] == -1).all()
+
+    batch = smallcap_processor(suffix=["a cat sleeps on a mat"], return_tensors="pt")
+    model.config.max_captions_per_image = model.config.duplicate_overlap = None
+    model.train()
+    assert model(pixels[:1], **batch).captions.captions[0] == [captions[1], captions[3], captions[4]]
+    model.eval()
+    assert model(pixels[:1], **batch).captions.captions[0] == list(captions[:3])
+
+
 def test_prompts(smallcap):
     captions = [["a cat.", "two dogs"], []]
     assert smallcap.build_prompts(captions) == [
@@ -347,6 +388,8 @@ def test_forward_needs_a_photo(smallcap):
         ({"text_config": {"model_type": "bert"}}, "one of the types gpt2, opt"),
         ({"cross_attention_dim": 0}, "must be positive"),
         ({"text_config": {"model_type": "nonsense"}}, "AutoConfig does not know"),
+        ({"max_captions_per_image": 0}, "must be positive"),
+        ({"duplicate_overlap": 1.5}, "above 0 and up to 1"),
         ({"num_retrieved_captions": -1}, "must not be negative"),
         ({"prompt_template": "no place"}, r"must hold \{captions\}"),
         ({"retrieval_space": "words"}, "clip, vision, external"),
