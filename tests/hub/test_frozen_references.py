@@ -546,7 +546,13 @@ def test_a_new_evcap_from_the_command_line(
     assert {name.split(".")[0] for name in weights} == {"name_query_tokens", "language_projection", "fusion_qformer"}
     processor = json.loads((tmp_path / "new" / "processor_config.json").read_text(encoding="utf-8"))
     assert processor["prompt"] == "What is it?"
-    for name, why in (("alice/nothing", "There is no model repo 'alice/nothing'"), ("alice/locked", "is gated: ask")):
+    client("from huggingface_hub import create_repo\ncreate_repo('alice/photos', repo_type='dataset')")
+    for name, why in (
+        ("alice/nothing", "There is no model repo 'alice/nothing'"),
+        ("alice/photos", "There is no model repo 'alice/photos'; there is a dataset repo of this name"),
+        ("alice/locked", "is gated: ask"),
+        ("alice/llama@v9", "The model repo 'alice/llama' has no revision 'v9'"),
+    ):
         hub.fail("HEAD", "/alice/locked/", times=9, status=403, code="GatedRepo")
         with pytest.raises(ClientError, match=why):
             client(
