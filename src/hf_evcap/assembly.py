@@ -169,8 +169,9 @@ def split_options(
 def check_field(config_class: type[PreTrainedConfig], name: str, value: Any) -> Any:
     """A field's value, if it is of the type of its default; raises `TypeError` otherwise."""
     default = getattr(config_class, name, None)
-    kinds = {bool: bool, int: int, float: (int, float), str: str}.get(type(default))
-    if kinds is not None and (not isinstance(value, kinds) or (kinds is not bool and isinstance(value, bool))):
+    known: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+    kinds = known.get(type(default))
+    if kinds is not None and not (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
         raise TypeError(f"The field {name!r} of {config_class.__name__} is like {default!r}; got {value!r}.")
     return value
 
