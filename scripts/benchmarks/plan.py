@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "evcap paper, checkpointing": {"batch_size": 16, "gradient_checkpointing": True},
     "evcap paper, feature cache": {"batch_size": 8, "feature_cache": True},
     "evcap fusion": {"batch_size": 8, "policy": "fusion"},
+    "evcap qformers": {"batch_size": 8, "policy": "qformers"},
     "evcap lora": {"batch_size": 8, "policy": "lora"},
     "evcap full": {"batch_size": 4, "policy": "full"},
     "evcap caption": {"batch_size": 8, "num_beams": 5, "max_new_tokens": 24},
@@ -60,6 +61,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--captions", help="count the tokens of this file's captions instead")
     parser.add_argument("--run", help=argparse.SUPPRESS)  # one case, in this process: folder and its options
     return parser
+
+
+def describe(case: str) -> str:
+    """A case in words, as the first column of the printed table has it."""
+    options = {"policy": "paper", **CASES[case]}
+    family = "EVCap" if case.startswith("evcap") else "SmallCap"
+    photos = f"{options['batch_size']} photos"
+    if "num_beams" in options:
+        return f"{family}, captioning {photos}, {options['num_beams']} beams, {options['max_new_tokens']} tokens"
+    words = {"bf16": "bfloat16", "gradient_checkpointing": "gradient checkpointing", "feature_cache": "feature cache"}
+    return ", ".join([family, f"policy {options['policy']}", photos, *(words[one] for one in words if one in options)])
 
 
 def resident() -> int:
@@ -250,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
             command = [sys.executable, "-m", "hf_evcap.cli.main", "cache-features", "--model", str(folder / "evcap")]
             data = ["--dataset", str(folder / "photos" / "captions.jsonl"), "--output", str(folder / "features")]
             subprocess.run([*command, *data], check=True)
-        print(f"{'GB (1e9 bytes)':<34}{'measured':>10}{'planned':>10}{'ratio':>8}")
+        print("| | measured GB | planned GB | ratio |\n| --- | ---: | ---: | ---: |")
         for case in chosen:
             command = [sys.executable, str(Path(__file__).parents[1] / "benchmark.py"), "plan"]
             done = subprocess.run(
@@ -264,9 +276,9 @@ def main(argv: list[str] | None = None) -> int:
                 raise SystemExit(f"{case} failed:\n{done.stderr}")
             found = json.loads(done.stdout.strip().splitlines()[-1])
             planned = plan_case(folder, case, found)
-            figures[case] = {"measured": found["peak"], "planned": planned, "ratio": planned / found["peak"]}
-            row = figures[case]
-            print(f"{case:<34}{row['measured'] / 1e9:>10.2f}{planned / 1e9:>10.2f}{row['ratio']:>8.2f}", flush=True)
+            measured, ratio = found["peak"], planned / found["peak"]
+            figures[case] = {"measured": measured, "planned": planned, "ratio": ratio}
+            print(f"| {describe(case)} | {measured / 1e9:.2f} | {planned / 1e9:.2f} | {ratio:.2f} |", flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=2), encoding="utf-8")
     apart = {case: row["ratio"] for case, row in figures.items() if abs(row["ratio"] - 1) > WITHIN}

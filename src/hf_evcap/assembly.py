@@ -154,7 +154,7 @@ def split_options(
         elif name in LOADING_OPTIONS:
             loading[name] = value
         elif name in known and name != "text_config":
-            fields[name] = value
+            fields[name] = check_field(config_class, name, value)
         elif name == "revision":
             raise TypeError("Parts have revisions of their own: write them behind the ids, as in 'org/name@revision'.")
         else:
@@ -164,6 +164,16 @@ def split_options(
                 f"{', '.join((*LOADING_OPTIONS, *DOWNLOAD_OPTIONS))}."
             )
     return fields, loading, download
+
+
+def check_field(config_class: type[PreTrainedConfig], name: str, value: Any) -> Any:
+    """A field's value, if it is of the type of its default; raises `TypeError` otherwise."""
+    default = getattr(config_class, name, None)
+    known: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+    kinds = known.get(type(default))
+    if kinds is not None and not (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
+        raise TypeError(f"The field {name!r} of {config_class.__name__} is like {default!r}; got {value!r}.")
+    return value
 
 
 def draw_weights(expected: Mapping[str, torch.Tensor], seed: int, std: float) -> dict[str, torch.Tensor]:
@@ -209,4 +219,4 @@ def check_weights(expected: Mapping[str, torch.Tensor], weights: Mapping[str, to
             )
 
 
-__all__ = ["LOADING_OPTIONS", "Assembly", "check_weights", "draw_weights", "split_options"]
+__all__ = ["LOADING_OPTIONS", "Assembly", "check_field", "check_weights", "draw_weights", "split_options"]

@@ -156,8 +156,9 @@ class EVCapAssembly(Assembly):
         try:
             return AutoTokenizer.from_pretrained(source, **self.download)
         except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0].rstrip(" :.")
             raise OSError(
-                f"The tokenizer of the names, {source!r}, cannot be loaded ({error}). Pass `name_tokenizer`: a "
+                f"The tokenizer of the names, {source!r}, cannot be loaded ({reason}). Pass `name_tokenizer`: a "
                 "tokenizer, its folder or its repo id."
             ) from error
 

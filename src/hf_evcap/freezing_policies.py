@@ -42,6 +42,18 @@ class FreezingMixin(torch.nn.Module):
         self.train(self.training)
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
+    @classmethod
+    def policies_for(cls, config: Any) -> list[str]:
+        """
+        The policies that may train a model as its config describes it: where nobody trained the image Q-Former, only
+        those that do.
+
+        Args:
+            config (`PreTrainedConfig`): The model's.
+        """
+        untrained = "qformer" in (config.untrained_parts or ())
+        return [policy for policy, parts in cls.trainable_parts.items() if not untrained or "qformer" in parts]
+
     def begin_policy(self, policy: str) -> None:
         """
         Notes in the config which parts a policy trains that nobody trained before.
@@ -52,7 +64,7 @@ class FreezingMixin(torch.nn.Module):
         trained = set(self.trainable_parts.get(policy, ()))
         untrained = set(self.config.untrained_parts or ()) - trained if policy != "full" else set()
         if "qformer" in untrained:
-            able = [name for name, parts in self.trainable_parts.items() if "qformer" in parts]
+            able = self.policies_for(self.config)
             raise ValueError(
                 f"The policy {policy!r} leaves the image Q-Former frozen, but this one was never trained for its "
                 "encoder: the language model would see photos through noise. Train it first, by the policy "

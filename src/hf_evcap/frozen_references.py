@@ -180,10 +180,27 @@ def _unchanged(
         )
         return set()
     for name, value in theirs.items():
-        if name not in state or not _equal(state[name], value):
+        if name in state and _equal(state[name], value):
+            continue
+        rounded = _rounded_to(state[name], value) if name in state else None
+        if rounded is None:
             logger.info(f"The part {part!r} is saved whole: {name} is no longer what {record['repo_id']!r} holds.")
-            return set()
+        else:
+            logger.warning(
+                f"The part {part!r} is saved whole: its weights are those of {record['repo_id']!r} rounded to "
+                f"{rounded}, as an earlier save kept them, but the model is in {state[name].dtype}. To name the repo "
+                f"instead, load the model with dtype={rounded} and save that."
+            )
+        return set()
     return set(theirs)
+
+
+def _rounded_to(own: torch.Tensor, theirs: torch.Tensor) -> torch.dtype | None:
+    """The half precision through which a part's weights went before they became what the model has, if any."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if _equal(own, theirs.to(dtype)):
+            return dtype
+    return None
 
 
 def _equal(own: torch.Tensor, theirs: torch.Tensor) -> bool:

@@ -13,7 +13,7 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from .model_source import ModelSource, widest_dtype
+from .model_source import ModelSource, reads_photos, widest_dtype
 
 
 def find_language_model(
@@ -31,7 +31,12 @@ def find_language_model(
         ValueError: It is not one that goes on with a text, or has few bits already.
     """
     path = Path(language_model)
-    if gguf_file is None and path.suffix == ".gguf" and path.is_file():
+    if gguf_file is None and path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no GGUF file {os.fspath(path)!r}. Of one in a repo give the repo's id, and the file's name "
+                "there as `gguf_file`."
+            )
         language_model, gguf_file = path.parent, path.name
     source = ModelSource(language_model, gguf_file=gguf_file, **download)
     config = source.config
@@ -42,9 +47,10 @@ def find_language_model(
             "GPT-2."
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        swapped = " It reads photos: were the encoder and the language model swapped?" if reads_photos(config) else ""
         raise ValueError(
             f"{source.given!r} is a {config.model_type!r} model, which `AutoModelForCausalLM` does not know. Give a "
-            "causal language model."
+            f"causal language model.{swapped}"
         )
     if getattr(config, "quantization_config", None) is not None and gguf_file is None:
         raise ValueError(
@@ -59,8 +65,11 @@ def language_model_dtype(source: ModelSource, dtype: str | torch.dtype | None) -
     if dtype in (None, "auto"):
         return torch.float32 if source.gguf_file is not None else widest_dtype(source.read())
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"`dtype` must be a torch.dtype or its name, such as 'bfloat16'; got {dtype!r}.")
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(
+            f"`dtype` must be a floating torch.dtype or its name, such as 'bfloat16'; got {dtype!r}. Fewer bits are a "
+            "`quantization_config`'s."
+        )
     return found
 
 
@@ -101,9 +110,10 @@ def load_text_tokenizer(source: ModelSource) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.name, **source.options)
     except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(" :.")
         raise ValueError(
-            f"{source.given!r} has no tokenizer that can be loaded ({error}). Put its tokenizer's files beside the "
-            "weights, or pass a `processor` that holds it."
+            f"{source.given!r} has no tokenizer that can be loaded ({reason}). Put its tokenizer's files (such as "
+            "tokenizer.json) beside the weights, or pass a `processor` that holds it."
         ) from error
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise ValueError(

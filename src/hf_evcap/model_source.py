@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import logging
 
 from .checkpoint_reader import locate_file, read_pretrained
 from .hub_upload import explained_hub_errors
 
 
+_REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 # Options that every download takes.
 DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
@@ -41,20 +43,27 @@ class ModelSource:
 
     def __init__(self, name: str | os.PathLike, *, gguf_file: str | None = None, **download: Any) -> None:
         self.given = os.fspath(name)
+        if gguf_file is not None:
+            self.given = os.path.join(self.given, gguf_file)
         self.gguf_file = gguf_file
         self.download = download
-        self.is_local = os.path.isdir(self.given)
-        self.name, revision = self.given, ""
+        self.is_local = os.path.isdir(name)
+        self.name, revision = os.fspath(name), ""
         if not self.is_local:
-            self.name, _, revision = self.given.partition("@")
-            if self.name.count("/") > 1 or self.name.startswith((".", "/", "~")) or "\\" in self.name:
+            self.name, _, revision = self.name.partition("@")
+            if os.path.isfile(self.name):
+                raise FileNotFoundError(f"{self.given!r} is a file: give the folder that it lies in.")
+            if self.name.startswith(("./", "../")) or not _REPO_ID.fullmatch(self.name):
                 raise FileNotFoundError(f"{self.given!r} is neither a folder nor a Hub repo id such as 'org/name'.")
         self.revision: str | None = revision or None
         with self.explained_errors():
             path = locate_file(self.name, gguf_file or "config.json", self.revision, **download)
         if path is None:
+            if gguf_file is not None:
+                raise FileNotFoundError(f"There is no GGUF file {self.given!r}.")
             raise FileNotFoundError(
-                f"{self.given!r} holds no {gguf_file or 'config.json'}: give the folder or repo of a whole model."
+                f"{self.given!r} holds no config.json: give the folder or repo of a whole model; of GGUF files name "
+                "one (`gguf_file`)."
             )
         commit = _SNAPSHOT.search(path.as_posix())
         if not self.is_local and commit:  # from here on everything is of one commit
@@ -63,12 +72,27 @@ class ModelSource:
     @cached_property
     def config(self) -> PreTrainedConfig:
         """[`PreTrainedConfig`]: The model's."""
+        if self.gguf_file is not None:
+            return self._gguf_config()
         try:
             return AutoConfig.from_pretrained(self.name, **self.options)
+        except OSError as error:
+            raise OSError(f"The config.json of {self.given!r} cannot be read: {error} Get it anew.") from error
         except (ValueError, KeyError) as error:
             raise ValueError(
-                f"transformers does not know the model {self.given!r}: {error}. Give a model of an architecture that "
-                "`AutoConfig` knows."
+                f"transformers does not know the model {self.given!r}: {str(error).rstrip('.')}. Give a model of an "
+                "architecture that `AutoConfig` knows."
+            ) from error
+
+    def _gguf_config(self) -> PreTrainedConfig:
+        try:
+            return AutoConfig.from_pretrained(self.name, **self.options)
+        except ImportError:
+            raise
+        except Exception as error:  # a damaged file can fail in any way
+            raise ValueError(
+                f"{self.given!r} is damaged, no GGUF file, or of an architecture that transformers does not read from "
+                f"one ({error}). Get it anew, or give the model in transformers' own format."
             ) from error
 
     @property
@@ -93,10 +117,15 @@ class ModelSource:
 
         Raises:
             FileNotFoundError: There are no weights at all.
-            ValueError: None of them has such a name.
+            ValueError: None of them has such a name, or a file is damaged.
         """
-        with self.explained_errors():
-            weights = read_pretrained(self.name, prefixes or None, self.revision, **self.download)
+        try:
+            with self.explained_errors():
+                weights = read_pretrained(self.name, prefixes or None, self.revision, **self.download)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error} Give a folder or repo with all of a model's weights.") from error
+        except ValueError as error:
+            raise ValueError(f"{self.given!r}: {error}. Get the file anew (`force_download=True`).") from error
         if required and not weights:
             raise ValueError(
                 f"{self.given!r} holds no weights named {' or '.join(f'{prefix}*' for prefix in prefixes)}. If they "
@@ -112,6 +141,12 @@ class ModelSource:
             return
         with explained_hub_errors(self.name, "model", self.revision):
             yield
+
+
+def reads_photos(config: PreTrainedConfig) -> bool:
+    """Whether a model is an encoder of photos, or has one."""
+    model_class = MODEL_MAPPING.get(type(config), None)
+    return hasattr(config, "vision_config") or getattr(model_class, "main_input_name", "") == "pixel_values"
 
 
 def widest_dtype(weights: dict[str, torch.Tensor]) -> torch.dtype:
@@ -192,4 +227,4 @@ def _quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-__all__ = ["DOWNLOAD_OPTIONS", "ModelSource", "load_part", "own_config", "widest_dtype"]
+__all__ = ["DOWNLOAD_OPTIONS", "ModelSource", "load_part", "own_config", "reads_photos", "widest_dtype"]

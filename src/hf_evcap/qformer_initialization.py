@@ -69,6 +69,8 @@ def find_qformer_start(part: str, init: str | ModelSource, download: Mapping[str
         random = re.fullmatch(r"random(?::(\d+))?", init)
         if random:
             return QFormerStart(int(random[1] or 0))
+        if init.startswith("random"):
+            raise ValueError(f"{init!r} names no start of a Q-Former: 'random:SEED' has a number, as in 'random:7'.")
         source = ModelSource(init, **download)
     else:
         source = init

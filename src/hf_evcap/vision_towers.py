@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from .checkpoint_reader import read_state_file
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
@@ -57,9 +57,11 @@ def find_vision_tower(source: ModelSource, changes: Mapping[str, Any]) -> Vision
     config = own_config(inner if isinstance(inner, PreTrainedConfig) else whole, **changes)
     model_class = MODEL_MAPPING.get(type(config), None)
     if model_class is None or model_class.main_input_name != "pixel_values":
+        writes = type(whole) in MODEL_FOR_CAUSAL_LM_MAPPING
+        swapped = " It writes text: were the encoder and the language model swapped?" if writes else ""
         raise ValueError(
             f"{source.given!r} is a {whole.model_type!r} model and has no vision tower of its own. Give an encoder of "
-            "photos: a BLIP-2, an EVCap, or a vision tower such as CLIP, SigLIP, DINOv2 or ViT."
+            f"photos: a BLIP-2, an EVCap, or a vision tower such as CLIP, SigLIP, DINOv2 or ViT.{swapped}"
         )
     prefixes = () if inner is None else ("vision_model.",)
     return VisionTower(config, PartSource(source, prefixes), load_image_processor(source))
@@ -76,7 +78,13 @@ def find_efficientnet_lite(path: str | os.PathLike, changes: Mapping[str, Any]) 
     Raises:
         ValueError: The weights are of no known variant.
     """
-    weights = convert_efficientnet_lite_state_dict(read_state_file(Path(path)))
+    try:
+        weights = convert_efficientnet_lite_state_dict(read_state_file(Path(path)))
+    except ValueError as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} is no weight file of an EfficientNet-Lite ({error}). Other encoders are given by "
+            "their folder or repo id."
+        ) from error
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     for width, depth, side in _LITE_VARIANTS:
         config = EfficientNetLiteConfig(width_coefficient=width, depth_coefficient=depth, image_size=side)

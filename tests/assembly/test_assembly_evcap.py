@@ -199,6 +199,12 @@ def test_a_qformer_starts_from_a_bert_as_blip2_began(
     assert torch.equal(words[:170], state["embeddings.word_embeddings.weight"])  # [DEC] is new
     assert "encoder.layer.0.crossattention.attention.key.weight" in image  # every second layer, as in BLIP-2
     assert "encoder.layer.1.crossattention.attention.key.weight" not in image
+    # What one weight of the BERT starts learns by itself from here on.
+    places = [parameter.data_ptr() for parameter in model.parameters()]
+    assert len(set(places)) == len(places)
+    model.save_pretrained(tmp_path / "model")
+    saved = EVCapForConditionalGeneration.from_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
 
 
 def test_a_tower_takes_the_trained_qformer_that_belongs_to_it(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import make_model, make_processor
+from tiny_models import PHOTOS, make_model, make_processor
 from tiny_parts import LANGUAGE_MODELS, save_language_model, text_tokenizer
 from transformers import BertConfig, BertModel, T5Config
 
@@ -191,7 +191,9 @@ def test_options_that_are_none(tower: Path, llama: Path) -> None:
         assemble(tower, llama, text_config={})
     with pytest.raises(ValueError, match="type 'vit' has no field 'patches'"):
         assemble(tower, llama, vision_config={"patches": 3})
-    with pytest.raises(ValueError, match="`dtype` must be a torch.dtype or its name, such as 'bfloat16'; got 'fast'"):
+    with pytest.raises(
+        ValueError, match="`dtype` must be a floating torch.dtype or its name, such as 'bfloat16'; got 'fast'"
+    ):
         assemble(tower, llama, dtype="fast")
     with pytest.raises(ValueError, match="`fusion_init` must be 'random:SEED', or a BERT, a BLIP-2 or an EV"):
         assemble(tower, llama, fusion_init=str(tower))
@@ -222,6 +224,108 @@ def test_sources_that_no_repo_holds_are_named_in_no_config(
 
 
 # The command line
+
+
+@pytest.fixture(scope="module")
+def bad(tower: Path, llama: Path, language_model_of: Callable[[str], Path], tmp_path_factory: Any) -> Any:
+    """Folders and files that are no parts, by name; `tower`, `llama` and the like are good ones."""
+    root = tmp_path_factory.mktemp("bad")
+
+    def damaged(name: str, source: Path, file: str, content: bytes | None) -> Path:
+        folder = shutil.copytree(source, root / name)
+        (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+        return folder
+
+    def written(name: str, content: bytes) -> Path:
+        (root / name).write_bytes(content)
+        return root / name
+
+    (root / "empty").mkdir()
+    gpt2 = language_model_of("gpt2")
+    return {
+        "tower": tower, "llama": llama, "gpt2": gpt2, "empty": root / "empty", "nowhere": root / "nowhere",
+        "broken-config": damaged("broken-config", llama, "config.json", b"{"),
+        "listed-config": damaged("listed-config", llama, "config.json", b"[1]"),
+        "broken-weights": damaged("broken-weights", llama, "model.safetensors", b"abc"),
+        "weightless": damaged("weightless", llama, "model.safetensors", None),
+        "wordless": damaged("wordless", gpt2, "tokenizer.json", None),
+        "broken-words": damaged("broken-words", gpt2, "tokenizer.json", b"{"),
+        "weights": llama / "model.safetensors",
+        "photo": PHOTOS / "cat.jpg",
+        "fake.gguf": written("fake.gguf", b"no GGUF file" * 9),
+        "empty.gguf": written("empty.gguf", b""),
+        "cut.gguf": written("cut.gguf", b"GGUF" + bytes(36)),
+        "no.gguf": root / "no.gguf",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("encoder", "language_model", "message"),
+    [
+        ("tower", "tower", "It reads photos: were the encoder and the language model swapped?"),
+        ("llama", "gpt2", "It writes text: were the encoder and the language model swapped?"),
+        ("empty", "llama", "empty' holds no config.json: give the folder or repo of a whole model"),
+        ("tower", "empty", "empty' holds no config.json: give the folder or repo of a whole model"),
+        ("nowhere", "llama", "nowhere' is neither a folder nor a Hub repo id such as 'org/name'"),
+        ("", "llama", "'' is neither a folder nor a Hub repo id"),
+        ("https://huggingface.co/org/name", "llama", "is neither a folder nor a Hub repo id such as 'org/name'"),
+        ("photo", "llama", "is no weight file of an EfficientNet-Lite"),
+        ("weights", "llama", "Other encoders are given by their folder or repo id"),
+        ("tower", "weights", "model.safetensors' is a file: give the folder that it lies in"),
+        ("tower", "broken-config", "The config.json of"),
+        ("tower", "listed-config", "Give a model of an architecture that `AutoConfig` knows"),
+        ("tower", "broken-weights", "Get the file anew"),
+        ("tower", "weightless", "Give a folder or repo with all of a model's weights"),
+        ("tower", "wordless", "Put its tokenizer's files (such as tokenizer.json) beside the weights"),
+        ("tower", "broken-words", "has no tokenizer that can be loaded"),
+        ("tower", "no.gguf", "There is no GGUF file"),
+        ("tower", "fake.gguf", "fake.gguf' is damaged, no GGUF file"),
+        ("tower", "empty.gguf", "empty.gguf' is damaged, no GGUF file"),
+        ("tower", "cut.gguf", "cut.gguf' is damaged, no GGUF file"),
+    ],
+)
+def test_a_bad_part_gets_one_line(
+    bad: dict[str, Path],
+    encoder: str,
+    language_model: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if language_model.endswith(".gguf") and message.endswith("no GGUF file"):
+        pytest.importorskip("gguf", reason="the extra `gguf`, without which no GGUF file is read")
+    parts = [str(bad.get(one, one)) for one in (encoder, language_model)]
+    command = ["new", "evcap", "--encoder", parts[0], "--language-model", parts[1], "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    told = capsys.readouterr().err.strip()
+    assert message in told and told.startswith("hf-evcap new: ") and len(told.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--qformer-init", "random:x"], "'random:SEED' has a number, as in 'random:7'"),
+        (["--fusion-init", "random:"], "'random:SEED' has a number, as in 'random:7'"),
+        (["--dtype", "int8"], "`dtype` must be a floating torch.dtype or its name"),
+        (["--config", "FIELDS"], "The field 'num_query_tokens' of EVCapConfig is like 32; got 'many'"),
+    ],
+)
+def test_a_bad_option_gets_one_line(
+    tower: Path,
+    llama: Path,
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "fields.yaml").write_text("num_query_tokens: many", encoding="utf-8")
+    command = ["new", "evcap", "--encoder", str(tower), "--language-model", str(llama), "--out", str(tmp_path / "out")]
+    command += [str(tmp_path / "fields.yaml") if word == "FIELDS" else word for word in options]
+    assert main(command) == 1
+    told = capsys.readouterr().err.strip()
+    assert message in told and len(told.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_line_says_what_is_wrong(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hub_client import Client
 from hub_server import HubServer
+from public_parts import serve, write_parts
 from tiny_smallcap import make_model, make_processor
 
 
@@ -57,6 +58,15 @@ def client(environment_of: Callable[..., dict[str, str]]) -> Iterator[Client]:
     started = Client(environment_of())
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def public_parts(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny models that are on the Hub under the names of public ones."""
+    parts = write_parts(tmp_path_factory.mktemp("parts"))
+    for name, folder in parts.items():
+        serve(hub, name, folder)
+    return parts
 
 
 @pytest.fixture(scope="session")

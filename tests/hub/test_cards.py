@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 import hf_evcap
 from hf_evcap import CaptionDatastore, VisualNameMemory
@@ -110,6 +111,33 @@ def test_card_without_results_claims_nothing(tiny_dir: Path) -> None:
     assert "# bare\n" in card and "## Results" not in card and "model-index" not in card
     assert "trainable as in the paper" in card and "licence is not stated" in card
     assert ModelCard(card).data.eval_results is None
+
+
+@pytest.mark.parametrize(
+    ("untrained", "policy", "told"),
+    [
+        (["fusion_qformer"], "trainable as in the paper", "Not trained yet: fusion_qformer.\n\n"),
+        (
+            ["fusion_qformer", "qformer"],
+            "trainable by the policy `qformers`",
+            "(`hf-evcap train --policy qformers`). `paper` and `fusion` leave the image Q-Former as it is,\n",
+        ),
+    ],
+)
+def test_card_of_a_model_with_untrained_parts_names_the_policy(
+    untrained: list[str], policy: str, told: str, tiny_dir: Path, tmp_path: Path
+) -> None:
+    config = json.loads((tiny_dir / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "untrained_parts": untrained}), encoding="utf-8")
+    card = make_model_card(tmp_path, repo_id="alice/new")
+    assert policy in card and told in card
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tmp_path))
+    allowed = model.policies_for(model.config)
+    counts = [model.freeze_for_training(name) for name in allowed]
+    assert f"{counts[0]:,} |" in card and (f"{counts[0]:,} of them" in card or counts[0] >= 100_000)
+    for name in set(model.trainable_parts) - set(allowed):
+        with pytest.raises(ValueError, match=f"The policy '{name}' leaves the image Q-Former frozen"):
+            AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tmp_path)).freeze_for_training(name)
 
 
 def test_card_of_a_model_that_refers_to_a_memory(tiny_dir: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load, load_file, save_file
 from test_publish import WITHOUT_PACKAGE, run_program
 from tiny_models import make_model, make_name_tokenizer
 from tiny_parts import save_blip2, save_gguf, save_language_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 ASSEMBLE = """
@@ -335,6 +336,66 @@ result = [
     assert answer == ["torch.bfloat16", "torch.float32", [], []]
 
 
+def test_parts_in_other_precisions_are_named_or_it_is_said_why_not(
+    hub: Any, client: Client, parts: Path, two_photos: list[str], tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(parts / "llama", dtype=torch.float16).save_pretrained(half)
+    AutoTokenizer.from_pretrained(parts / "llama").save_pretrained(half)
+    client(UPLOAD, repo="alice/half", folder=str(half))
+    answer = client(
+        ASSEMBLE
+        + """
+import logging
+
+told = []
+class Listener(logging.Handler):
+    def emit(self, record):
+        told.append(record.getMessage())
+listener = Listener()
+logging.getLogger("hf_evcap.frozen_references").addHandler(listener)
+
+def save_and_load(model, name, **options):
+    model.save_pretrained(folder + "/" + name, frozen="reference")
+    again = EVCapForConditionalGeneration.from_pretrained(folder + "/" + name, **options)
+    return again, sorted(part for part, record in again.config.part_sources.items() if not record["referenced"])
+
+def differing(one, other):
+    state = other.state_dict()
+    return [name for name, value in one.state_dict().items() if not torch.equal(value, state[name])]
+
+# In the precision of its language model's file; its vision encoder, in float32 in its own repo, is rounded to it.
+model = EVCapForConditionalGeneration.from_encoder_and_language_model_pretrained(
+    "alice/blip2", "alice/half", processor=processor
+)
+again, whole = save_and_load(model, "half")
+result = {"half": [str(model.dtype), whole, differing(model, again), captions(model) == captions(again)]}
+wide, whole = save_and_load(EVCapForConditionalGeneration.from_pretrained(folder + "/half", dtype="float32"), "wide")
+result["wide"] = [str(wide.dtype), whole, captions(wide) == captions(save_and_load(wide, "wider")[0])]
+assert not told
+# Rounded in a copy, which is then loaded in float32: what is not the repo's is kept, and it is said why.
+model = assemble(dtype="bfloat16")
+model.save_pretrained(folder + "/copy", frozen="copy")
+rounded = EVCapForConditionalGeneration.from_pretrained(folder + "/copy", dtype="float32")
+again, whole = save_and_load(rounded, "rounded")
+result["rounded"] = [whole, differing(rounded, again), list(told)]
+told.clear()
+named, whole = save_and_load(EVCapForConditionalGeneration.from_pretrained(folder + "/copy"), "named")
+result["named"] = [str(named.dtype), whole, differing(named, model), told]
+logging.getLogger("hf_evcap.frozen_references").removeHandler(listener)
+""",
+        photos=two_photos,
+        folder=str(tmp_path),
+    )
+    assert answer["half"] == ["torch.float16", [], [], True]
+    assert answer["wide"] == ["torch.float32", [], True]
+    whole, differing, told = answer["rounded"]
+    assert (whole, differing) == (["language_model", "vision_model"], []) and len(told) == 2
+    [text] = [line for line in told if "'language_model'" in line]
+    assert "those of 'alice/llama' rounded to torch.bfloat16" in text and "dtype=torch.bfloat16 and save" in text
+    assert answer["named"] == ["torch.bfloat16", [], [], []]
+
+
 def test_copies_and_merging(hub: Any, client: Client, parts: Path, two_photos: list[str], tmp_path: Path) -> None:
     answer = client(
         ASSEMBLE
@@ -545,7 +606,13 @@ def test_a_new_evcap_from_the_command_line(
     assert {name.split(".")[0] for name in weights} == {"name_query_tokens", "language_projection", "fusion_qformer"}
     processor = json.loads((tmp_path / "new" / "processor_config.json").read_text(encoding="utf-8"))
     assert processor["prompt"] == "What is it?"
-    for name, why in (("alice/nothing", "There is no model repo 'alice/nothing'"), ("alice/locked", "is gated: ask")):
+    client("from huggingface_hub import create_repo\ncreate_repo('alice/photos', repo_type='dataset')")
+    for name, why in (
+        ("alice/nothing", "There is no model repo 'alice/nothing'"),
+        ("alice/photos", "There is no model repo 'alice/photos'; there is a dataset repo of this name"),
+        ("alice/locked", "is gated: ask"),
+        ("alice/llama@v9", "The model repo 'alice/llama' has no revision 'v9'"),
+    ):
         hub.fail("HEAD", "/alice/locked/", times=9, status=403, code="GatedRepo")
         with pytest.raises(ClientError, match=why):
             client(

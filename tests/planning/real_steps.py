@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import Seq2SeqTrainingArguments
 
 from hf_evcap.caption_data import load_caption_data
 from hf_evcap.planning.peak_memory import storage_bytes
+from hf_evcap.training.feature_cache import VisionFeatureCache, build_feature_cache
 from hf_evcap.training.fine_tuning.caption_collator import PhotoCaptionCollator
 from hf_evcap.training.fine_tuning.caption_examples import CaptionExamples
 from hf_evcap.training.fine_tuning.caption_trainer import CaptionTrainer
@@ -18,6 +20,7 @@ from hf_evcap.training.fine_tuning.caption_trainer import CaptionTrainer
 
 def allocated_peak(run: Callable[[], Any]) -> int:
     """The most bytes that a function had allocated at once, beyond what was there before."""
+    gc.collect()  # garbage of before that is let go meanwhile would count as less
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     found = profiler.profiler.kineto_results.events()
@@ -56,10 +59,20 @@ class Lengths:
 
 
 def train_peak(
-    model: Any, processor: Any, listing: Path, folder: Path, batch_size: int, **arguments: Any
+    model: Any,
+    processor: Any,
+    listing: Path,
+    folder: Path,
+    batch_size: int,
+    feature_cache: bool = False,
+    **arguments: Any,
 ) -> tuple[int, Lengths]:
-    """Bytes at the peak of three steps of the package's trainer, weights included."""
-    examples = CaptionExamples(load_caption_data(listing), processor)
+    """Bytes at the peak of three steps of the package's trainer, weights included; from cached features if asked."""
+    photos = load_caption_data(listing)
+    if feature_cache:
+        build_feature_cache(model, processor, photos, folder / "features")
+        photos = VisionFeatureCache.open(folder / "features", model, processor).attach(photos)
+    examples = CaptionExamples(photos, processor)
     lengths = Lengths(model)
     lengths.caption = max(len(processor.encode_caption(one)) for row in examples.references.values() for one in row)
     trainer = CaptionTrainer(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_smallcap
 import torch
+from documentation_pages import ROOT, arguments_of, commands, read_page, snippets
 from real_steps import caption_peak, train_peak
 from tiny_models import PHOTOS, make_config, make_model, make_processor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BertConfig
@@ -27,7 +28,7 @@ from hf_evcap.planning.sharding import on_one_gpu, read_launch
 from hf_evcap.training.fine_tuning.freezing import apply_policy, count_trainable
 
 
-HUB_CONFIGS = Path(__file__).parents[2] / "hub_configs"
+HUB_CONFIGS = ROOT / "hub_configs"
 VICUNA = str(HUB_CONFIGS / "evcap-vicuna-13b")
 WITHIN = 0.15
 
@@ -125,6 +126,8 @@ def test_planning_holds_no_weights() -> None:
     [
         ("paper", {}),
         ("paper", {"gradient_checkpointing": True}),
+        ("paper", {"feature_cache": True}),
+        ("fusion", {}),
         ("qformers", {}),
         ("lora", {}),
         ("full", {}),
@@ -143,9 +146,20 @@ def test_a_real_training_step_of_the_embedded_model(
     assert plan.training[plan.asked].peak == pytest.approx(real, rel=WITHIN)
 
 
-@pytest.mark.parametrize("policy", ["paper", "decoder", "full"])
-@pytest.mark.parametrize("text", ["gpt2", "opt"])
-def test_a_real_training_step_of_smallcap(text: str, policy: str, listing: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "policy", "options"),
+    [
+        ("gpt2", "paper", {"gradient_checkpointing": True}),
+        ("gpt2", "decoder", {}),
+        ("gpt2", "full", {}),
+        ("opt", "paper", {}),
+        ("opt", "decoder", {"feature_cache": True}),
+        ("opt", "full", {}),
+    ],
+)
+def test_a_real_training_step_of_smallcap(
+    text: str, policy: str, options: dict[str, Any], listing: Path, tmp_path: Path
+) -> None:
     wide = {"gpt2": {"n_embd": 256, "n_layer": 4, "n_head": 4}, "opt": {"hidden_size": 256, "num_attention_heads": 4}}
     decoder = {**tiny_smallcap.DECODERS[text], **wide[text], "vocab_size": 2000}
     if text == "opt":
@@ -155,9 +169,9 @@ def test_a_real_training_step_of_smallcap(text: str, policy: str, listing: Path,
     model.tokenizer = tiny_smallcap.make_processor().tokenizer
     model.set_datastore(tiny_smallcap.make_datastore(model))
     model.freeze_for_training(policy)
-    real, lengths = train_peak(model, tiny_smallcap.make_processor(), listing, tmp_path, 4)
-    plan = plan_model(config, policy=policy, batch_size=4, device="cpu", **lengths.options(0))
-    assert plan.training["plain"].peak == pytest.approx(real, rel=WITHIN)
+    real, lengths = train_peak(model, tiny_smallcap.make_processor(), listing, tmp_path, 4, **options)
+    plan = plan_model(config, policy=policy, batch_size=4, device="cpu", **options, **lengths.options(0))
+    assert plan.training[plan.asked].peak == pytest.approx(real, rel=WITHIN)
     assert plan.parameters == count_trainable(model)
 
 
@@ -291,20 +305,21 @@ def test_sharded_training_holds_a_share() -> None:
 
 
 def test_advice_makes_activations_smaller_where_weights_fit() -> None:
-    alone = plan_model(batch_size=64, policy="qformers", device="cpu")
+    config = make_config()
+    alone = plan_model(config, batch_size=64, policy="qformers", device="cpu")
     room = (alone.training["plain"].peak * 0.4) / 1e9
-    plan = plan_model(batch_size=64, policy="qformers", device="cpu", memory_gb=room)
+    plan = plan_model(config, batch_size=64, policy="qformers", device="cpu", memory_gb=room)
     assert plan.fits(plan.training["plain"].peak) is False
     words = [change for change, _ in plan.advice]
     assert all("gradient" in word for word in words) and "batch_size" in words[-1]
     peaks = [peak for _, peak in plan.advice]
     assert peaks == sorted(peaks, reverse=True) and plan.fits(peaks[-1])
     assert "To fit into" in str(plan)
-    assert plan_model(batch_size=64, policy="qformers", device="cpu", memory_gb=100).advice == []
+    assert plan_model(config, batch_size=64, policy="qformers", device="cpu", memory_gb=100).advice == []
 
 
 def test_advice_that_is_not_enough_says_so() -> None:
-    plan = plan_model(policy="full", memory_gb=0.001)
+    plan = plan_model(make_config(), policy="full", memory_gb=0.001)
     assert plan.advice and not plan.fits(plan.advice[-1][1])
     assert "--policy lora" in [change for change, _ in plan.advice]
     assert "Nothing that this plan knows makes it fit into 0.001 GB" in str(plan)
@@ -392,14 +407,30 @@ def test_precisions_that_do_not_run_are_told_apart() -> None:
 # The page
 
 
-def test_the_commands_of_the_page_run(capsys: pytest.CaptureFixture) -> None:
-    text = (HUB_CONFIGS.parent / "docs" / "planning.md").read_text(encoding="utf-8")
-    lines = "".join(re.findall(r"^```sh\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)).splitlines()
-    assert len(lines) == 3
-    for line in lines:
-        program, *words = line.split()
-        assert program == "hf-evcap" and main(words) == 0
-        assert capsys.readouterr().out
-    assert plan_model(str(HUB_CONFIGS / "smallcap-7m")).trainable_parameters == int(
-        re.search(r"plan\.trainable_parameters  # (\d+)", text)[1]
-    )
+def test_commands_and_snippets_of_the_page_run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = read_page("planning.md")
+    monkeypatch.chdir(ROOT)
+    for command in commands(page):
+        if not command.startswith("scripts/"):
+            assert main(arguments_of(command)) == 0
+            assert capsys.readouterr().out
+    [snippet] = snippets(page)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    printed = re.search(r"plan\.trainable_parameters  # (\d+)", snippet)[1]
+    assert names["plan"].trainable_parameters == int(printed) == 7_094_016
+    assert names["plan"].training["gradient_checkpointing"].peak > 0
+
+
+def test_the_table_of_the_page_has_every_case_that_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from benchmarks.plan import CASES, describe, make_parser
+
+    page = read_page("planning.md")
+    [command] = [line for line in commands(page) if line.startswith("scripts/benchmark.py plan")]
+    assert make_parser().parse_args(command.split()[2:]).cases is None  # all
+    rows = re.findall(r"^\| (\w+Cap,.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    assert [row[0] for row in rows] == [describe(case) for case in CASES]
+    for _, measured, planned, ratio in rows:
+        assert float(planned) / float(measured) == pytest.approx(float(ratio), abs=0.01)
+        assert float(ratio) == pytest.approx(1, abs=WITHIN)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from documentation_pages import read_page, snippets
 from PIL import Image
 from transformers import pipeline
-
-
-PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 
 
 def test_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,10 +22,10 @@ def test_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DISABLE_MLFLOW_INTEGRATION", "true")
-    snippets = re.findall(r"```python\n(.+?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(snippets) == 3 and len(snippets[0].strip().splitlines()) <= 14
+    on_page = snippets(read_page("training.md"))
+    assert len(on_page) == 3 and len(on_page[0].strip().splitlines()) <= 14
     names: dict[str, Any] = {}
-    for snippet in snippets:
+    for snippet in on_page:
         exec(snippet, names)
         assert names["trainer"].state.global_step == 1
     assert pipeline("image-to-text", model=str(tmp_path / "out"))(str(folder / "0.png"))[0]["generated_text"]

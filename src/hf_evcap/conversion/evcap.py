@@ -23,6 +23,8 @@ from ..language_models import caption_generation_config
 from ..memory_evcap import VisualNameMemory
 from ..modeling_evcap import EVCapForConditionalGeneration
 from ..processing_evcap import EVCapProcessor
+from ..qformer_initialization import SHARED_SIZES
+from ..qformer_names import FUSION_PREFIXES, qformer_name, qformer_weights, query_layernorm
 from .conversion_report import ConversionReport, check_shapes
 from .reference_memory import load_evcap_memory
 
@@ -42,13 +44,6 @@ _RENAMINGS = [
     (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision_model.encoder.layers.\1.self_attn.projection."),
     (r"^visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision_model.encoder.layers.\1.mlp."),
     (r"^ln_vision\.", "vision_model.post_layernorm."),
-    (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
-    (
-        r"^(Qformer(?:_txt)?)\.bert\.encoder\.layer\.(\d+)\.(attention|crossattention)\.self\.",
-        r"\1.encoder.layer.\2.\3.attention.",
-    ),
-    (r"^(Qformer(?:_txt)?)\.bert\.encoder\.", r"\1.encoder."),
-    (r"^Qformer_txt\.bert\.embeddings\.", "fusion_qformer.embeddings."),
     (r"^query_tokens_txt$", "name_query_tokens"),
     (r"^query_tokens$", "query_tokens"),
     (r"^llama_proj\.", "language_projection."),
@@ -59,10 +54,17 @@ _DERIVED = re.compile(r"(\.position_ids|\.rotary_emb\.inv_freq)$")
 
 
 def _rename(key: str) -> str | None:
+    part, _, name = key.partition(".")
+    own = qformer_name(name) if name.startswith("bert.") else None
+    if part == "Qformer_txt":
+        return None if own is None else f"fusion_qformer.{own}"
+    if part == "Qformer":
+        own = None if own is None else query_layernorm(own)
+        return None if own is None or own.startswith("embeddings.") else f"qformer.{own}"
     for pattern, replacement in _RENAMINGS:
         renamed, count = re.subn(pattern, replacement, key)
         if count:
-            return renamed.replace("Qformer_txt.", "fusion_qformer.").replace("Qformer.", "qformer.")
+            return renamed
     return None
 
 
@@ -195,13 +197,7 @@ def load_config(
 def _mirror_qformer(config: EVCapConfig, name_tokenizer: Any) -> None:
     """Gives a fusion Q-Former without weights the image Q-Former's sizes, as the release makes both alike."""
     fusion, qformer = config.fusion_qformer_config, config.qformer_config
-    for size in (
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "cross_attention_frequency",
-        "max_position_embeddings",
-    ):
+    for size in SHARED_SIZES:
         setattr(fusion, size, getattr(qformer, size))
     fusion.vocab_size = len(name_tokenizer) + ("[DEC]" not in name_tokenizer.get_vocab())  # a word that it adds
 
@@ -245,15 +241,9 @@ def _initialize_fusion(
         return {}, int(argument)
     if init != "blip2":
         raise ValueError(f"`fusion_init` must be 'blip2' or 'random:SEED' (such as 'random:0'), got {init!r}.")
-    source = blip2_state()
-    taken = {}
-    for key in missing:
-        inner = key.removeprefix("fusion_qformer.")
-        for name in (f"qformer.{inner}", inner, inner.replace("embeddings.LayerNorm", "qformer.layernorm")):
-            if name in source:
-                taken[key] = source[name]
-                break
-    return taken, 0
+    named = qformer_weights("blip-2", blip2_state())
+    own = {key: named.get(key.removeprefix("fusion_qformer.")) for key in missing}
+    return {key: tensor for key, tensor in own.items() if tensor is not None}, 0
 
 
 def convert_evcap(
@@ -356,7 +346,7 @@ def convert_evcap(
         fusion, seed = _initialize_fusion(
             str(fusion_init),
             [key for key in missing if key.startswith("fusion_qformer.")],
-            lambda: read_pretrained(blip2, ("qformer.", "embeddings.")),
+            lambda: read_pretrained(blip2, FUSION_PREFIXES["blip-2"]),
         )
         fusion = {key: tensor for key, tensor in fusion.items() if tensor.shape == expected[key].shape}
         converted.update(fusion)

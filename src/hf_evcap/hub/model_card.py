@@ -57,9 +57,12 @@ def make_model_card(
     results = folder / RESULTS_NAME
     default_title = (repo_id or folder.resolve().name).split("/")[-1]
     facts = read_card_facts(results) if results.is_file() else CardFacts(title=default_title)
+    model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+    allowed = model_class.policies_for(config)
+    policy = "paper" if facts.training else allowed[0]
     trained = facts.training.trained_parts if facts.training else None
     if trained is None:
-        trained = list(AutoModelForImageTextToText._model_mapping[type(config)].trainable_parts["paper"])
+        trained = list(model_class.trainable_parts[policy])
     parts = family.parts(config)
     try:
         counts = count_parameters(config, [part.name for part in parts], trained)
@@ -76,6 +79,8 @@ def make_model_card(
             family=family,
             parts=parts,
             trained=trained,
+            policy=policy,
+            refused=" and ".join(f"`{name}`" for name in model_class.trainable_parts if name not in allowed),
             total=sum(count.total for count in counts.values()),
             trained_total=sum(count.trained for count in counts.values()),
             memory=_memory_rows(folder, config, memory),

@@ -48,30 +48,36 @@ def advise(plan: ModelPlan, config: PreTrainedConfig) -> list[tuple[str, int]]:
     groups = [_smaller_activations(plan), _smaller_weights(plan)]
     made: list[tuple[str, int]] = []
     arguments, launch = plan.arguments, plan.launch
+    run: TrainingRun | None = None  # of these
     for changes in groups if plan.fits(held) else reversed(groups):
         for change in changes:
             tried = dataclasses.replace(arguments, **change.arguments)
             tried_launch = change.launch or launch
-            found = _rehearse(plan, config, tried, tried_launch)
-            if found is None or found.peak >= now.peak:
+            tried_run = run
+            if tried_run is None or change.arguments:
+                try:
+                    tried_run = TrainingRun(tried, config, launch)
+                except ValueError:  # the policy trains what the change would quantize
+                    continue
+            if not change.arguments:
+                run = tried_run
+            found = _step(plan, tried_run, tried_launch)
+            if found.peak >= now.peak:
                 continue
             if change.launch is not None and not plan.fits(found.peak) and change.launch.processes < SHARED_BY[-1]:
                 continue  # more GPUs are needed at once, not one after the other
-            now, arguments, launch = found, tried, tried_launch
+            now, arguments, launch, run = found, tried, tried_launch, tried_run
             made.append((change.words, now.peak))
             if plan.fits(now.peak):
                 return made
     return made
 
 
-def _rehearse(plan: ModelPlan, config: PreTrainedConfig, arguments: Any, launch: Launch) -> TrainingMemory | None:
+def _step(plan: ModelPlan, run: TrainingRun, launch: Launch) -> TrainingMemory:
+    """A step of a run as it is launched, from photos or cached features as the plan says."""
+    arguments = run.arguments
     workload = dataclasses.replace(plan.workload, batch_size=arguments.batch_size)
-    try:
-        run = TrainingRun(arguments, config, launch)
-    except ValueError:  # the policy trains what the change would quantize
-        return None
-    steps = run.step(workload, arguments.gradient_checkpointing or launch.checkpoints)
-    return steps[arguments.feature_cache]
+    return run.step(workload, arguments.gradient_checkpointing or launch.checkpoints, launch)[arguments.feature_cache]
 
 
 def _smaller_activations(plan: ModelPlan) -> Iterator[_Change]:

@@ -51,6 +51,7 @@ class TrainingRun:
             quantize(model, config, arguments.quantization)
         with fake_mode() as self.mode:
             self.model = make_fake(model)
+        self._rehearsed: dict[tuple[Workload, bool], tuple[TrainingMemory, TrainingMemory]] = {}
 
     @property
     def can_cache_features(self) -> bool:
@@ -63,16 +64,32 @@ class TrainingRun:
         asked = "bf16" if self.arguments.bf16 else "fp16" if self.arguments.fp16 else self.launch.mixed_precision
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(asked)
 
-    def step(self, workload: Workload, gradient_checkpointing: bool) -> tuple[TrainingMemory, TrainingMemory]:
+    def step(
+        self, workload: Workload, gradient_checkpointing: bool, launch: Launch | None = None
+    ) -> tuple[TrainingMemory, TrainingMemory]:
         """
         What a training step takes on one GPU: from photos, and from cached features.
+
+        Args:
+            workload ([`Workload`]): Sizes of the batch.
+            gradient_checkpointing (`bool`): As in `hf-evcap train`.
+            launch ([`Launch`], *optional*): Another one of the same precision.
 
         Raises:
             ValueError: The step does not run in these precisions.
         """
+        asked = (workload, gradient_checkpointing)
+        if asked not in self._rehearsed:
+            self._rehearsed[asked] = self._rehearse(*asked)
+        from_photos, from_features = (
+            on_one_gpu(step, launch or self.launch, self.model) for step in self._rehearsed[asked]
+        )
+        return from_photos, from_features
+
+    def _rehearse(self, workload: Workload, gradient_checkpointing: bool) -> tuple[TrainingMemory, TrainingMemory]:
         try:
             with self.mode:
-                steps = rehearse_training(
+                return rehearse_training(
                     self.model,
                     workload,
                     optim=self.arguments.optim,
@@ -87,8 +104,6 @@ class TrainingRun:
                 f"A training step does not run with frozen parts in {self.arguments.dtype} and trained parts in "
                 "float32. Train in mixed precision (`bf16`), or with dtype float32."
             ) from error
-        from_photos, from_features = (on_one_gpu(step, self.launch, self.model) for step in steps)
-        return from_photos, from_features
 
 
 __all__ = ["TrainingRun", "dtype_of"]
