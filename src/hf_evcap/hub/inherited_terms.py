@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file
@@ -61,7 +62,9 @@ def read_terms(source: str | os.PathLike, revision: str | None = None) -> Terms 
     data = ModelCard.load(card, ignore_metadata_errors=True).data if card is not None else None
     facts = read_card_facts(results) if results is not None else CardFacts(title="")
     if facts.license is None and data is not None:  # a person may have stated it in the card alone
-        stated = {name: getattr(data, name, None) for name in ("license", "license_name", "license_link")}
+        stated: dict[str, Any] = {
+            name: getattr(data, name, None) for name in ("license", "license_name", "license_link")
+        }
         facts = replace(facts, **stated)
     base_models = [] if local else [str(source)]
     if local:
