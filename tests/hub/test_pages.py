@@ -16,6 +16,7 @@ import tiny_smallcap
 from caption_files import karpathy_image, write_karpathy
 from hub_client import Client
 from hub_server import HubServer
+from huggingface_hub import ModelCard
 from pages import ROOT, Reader, blocks_of, commands_of, same_text, same_value, shown_values
 from tiny_models import PHOTOS, REFERENCE
 
@@ -39,7 +40,19 @@ CAPTIONS = {
     "rocket": "a rocket starts at night",
     "temple": "a temple on a hill above the water",
 }
-SHORT = ["--max_steps", "2", "--save_strategy", "no", "--report_to", "none", "--use_cpu", "true"]
+CAPTIONED = ["cat", "coffee", "flower"]
+SHORT = [
+    "--max_steps",
+    "1",
+    "--per_device_train_batch_size",
+    "4",
+    "--save_strategy",
+    "no",
+    "--report_to",
+    "none",
+    "--use_cpu",
+    "true",
+]
 SWAPPED = {  # the checkpoint is a tiny one in the release's format
     "--config evcap-vicuna-13b --fusion-init random:0": "--config reference.json --llm-tokenizer tokenizer.model "
     "--name-tokenizer bert_vocab.txt",
@@ -52,18 +65,16 @@ def write_things(folder: Path, reference: dict) -> None:
     shutil.copy(PHOTOS / "flower.jpg", folder / "flower.png")
     for number in (1, 2):
         shutil.copy(PHOTOS / "coffee.jpg", folder / f"whisk{number}.jpg")
-    for name, photos in {"holiday": ["temple", "rocket"], "captioned": CAPTIONS}.items():
+    for name, photos in {"holiday": ["temple", "rocket"], "captioned": CAPTIONED}.items():
         (folder / name).mkdir()
         rows = []
         for photo in photos:
             shutil.copy(PHOTOS / f"{photo}.jpg", folder / name)
-            rows.append({"file_name": f"{photo}.jpg", "captions": [CAPTIONS[photo], f"a photo of a {photo}"]})
+            rows.append({"file_name": f"{photo}.jpg", "captions": [CAPTIONS[photo]]})
         if name != "holiday":
             (folder / name / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    rows = {
-        "image": [str(PHOTOS / f"{name}.jpg") for name in CAPTIONS],
-        "captions": [[one] for one in CAPTIONS.values()],
-    }
+    files = [str(PHOTOS / f"{name}.jpg") for name in CAPTIONED]
+    rows = {"image": files, "captions": [[CAPTIONS[name]] for name in CAPTIONED]}
     photos = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     photos.to_parquet(folder / "validation.parquet")
     for name, photo in {"teapot": "coffee", "ladle": "flower"}.items():
@@ -110,7 +121,7 @@ def reader(
     for name, part in write_parts(tmp_path_factory.mktemp("parts")).items():
         serve(hub, name, part)
     client = Client(environment_of(DISABLE_MLFLOW_INTEGRATION="true"))
-    yield Reader(client, folder, added={"train": SHORT}, swapped=SWAPPED)
+    yield Reader(client, folder, added={"train": SHORT, "evaluate": ["--num-beams", "1"]}, swapped=SWAPPED)
     client.close()
 
 
@@ -122,6 +133,24 @@ def test_readme(reader: Reader, hub: HubServer) -> None:
     assert "LICENSE" in hub.files("model", "alice/captioner")
 
 
+def test_pages(reader: Reader, hub: HubServer) -> None:
+    """Pages that stand alone; those of models from parts, of both papers and of SmolLM2 have tests of their own."""
+    for name, least in {"how-it-works": 4, "evaluation": 2, "publishing": 1}.items():
+        assert reader.read(ROOT / "docs" / f"{name}.md") >= least, name
+    assert "memory_reference" in json.loads(hub.files("model", "alice/captioner-2")["config.json"])
+
+
+def test_the_day_of_a_researcher(reader: Reader, hub: HubServer) -> None:
+    """Own photos to a memory, fine-tuning, evaluation with a report, and a published variant with its licence."""
+    assert reader.read(ROOT / "docs" / "tutorial.md", figures=lambda printed: "| as it is |" not in printed) >= 9
+    files = hub.files("model", "alice/evcap-raccoons")
+    assert files["LICENSE"] == (Path(hf_evcap.default_model()) / "LICENSE").read_bytes()
+    data = ModelCard(files["README.md"].decode()).data
+    assert (data.license_name, data.license_link) == ("flickr8k-imagenet-noncommercial", "LICENSE")
+    assert data.eval_results and 'model="alice/evcap-raccoons"' in files["README.md"].decode()
+    assert (reader.folder / "report" / "report.html").is_file()
+
+
 def test_readme_has_the_figures_of_the_card() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     facts = json.loads((Path(hf_evcap.default_model()) / "results.json").read_text(encoding="utf-8"))
@@ -130,9 +159,7 @@ def test_readme_has_the_figures_of_the_card() -> None:
         shown = f"| {row['metrics']['CIDEr']} | {row['metrics']['BLEU-4']} | {row['metrics']['ROUGE-L']} |"
         assert shown in readme and f"CIDEr {scenes[0]['metrics']['CIDEr']}" in readme.replace("\n", " ")
     recall = {
-        row["dataset"].split(" names")[0]: row["metrics"]["recall in captions"]
-        for row in names
-        if "10 ex" in row["setting"]
+        row["dataset"].split()[0]: row["metrics"]["recall in captions"] for row in names if "10 ex" in row["setting"]
     }
     table = re.findall(r"^\| (?:new names|names that were there), (\d+) photos \|.*\| (\d+) % \|$", readme, flags=re.M)
     assert [int(percent) for _, percent in table] == [round(100 * recall[kind]) for kind in ("22", "3")]
