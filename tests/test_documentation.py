@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+import hf_evcap
 
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +34,13 @@ def test_references_of_docstrings_lead_somewhere() -> None:
 def test_readme_names_every_page() -> None:
     readme = PAGES["README"].read_text(encoding="utf-8")
     assert [name for name in PAGES if name != "README" and f"docs/{name}.md" not in readme] == []
+
+
+def test_citation() -> None:
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cff) and cff["version"] == hf_evcap.__version__
+    readme = PAGES["README"].read_text(encoding="utf-8")
+    assert [one["url"] for one in cff["references"] if one["url"] not in readme] == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pdoc") is None, reason="pdoc is not installed (extra docs)")
