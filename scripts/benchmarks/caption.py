@@ -85,7 +85,6 @@ def main(argv: list[str] | None = None) -> int:
         return model.language_model.generate(
             inputs_embeds=embeddings,
             attention_mask=mask,
-            generation_config=model.generation_config,
             **known,
             **options,
         )
