@@ -126,7 +126,7 @@ def build_page(captioner: Any) -> gr.Blocks:
                 found = gr.Dataframe(headers=[word, "score"], label=f"Retrieved {word}s", interactive=False)
         with gr.Accordion(f"Edit the {store}", open=True), gr.Row():
             with gr.Column():
-                name = gr.Textbox(label=f"New {word}", placeholder="axolotl")
+                name = gr.Textbox(label=f"New {word}", placeholder="quokka")
                 files = gr.File(label="Photos of it", file_count="multiple", file_types=["image"])
                 add = gr.Button("Add")
             with gr.Column():

@@ -46,8 +46,8 @@ class EditedMemory:
     def __init__(self, memory: Any, keys: np.ndarray) -> None:
         self.memory = memory
         self.edits: list[Callable[[], Any]] = [
-            lambda: memory.add(["blue axolotl"] * 3, keys[[0, 0, 1]], kind="object"),
-            lambda: memory.rename({"blue axolotl": "green newt"}),
+            lambda: memory.add(["blue quokka"] * 3, keys[[0, 0, 1]], kind="object"),
+            lambda: memory.rename({"blue quokka": "green newt"}),
             lambda: memory.add(["old quokka"], keys[2:3], kind="object"),
             lambda: memory.remove(["green newt"]),
             lambda: memory.retrieval.update(min_similarity=0.3),

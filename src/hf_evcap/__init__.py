@@ -56,6 +56,25 @@ def default_model() -> str:
     return str(Path(__file__).parent / "assets" / "evcap-tiny")
 
 
+def sample_photo(name: str = "cat") -> str:
+    """
+    Path of one of the photos that come with the package, to try things on; `assets/photos/LICENSES.md` names their
+    sources. None was used to train or choose the embedded model.
+
+    Args:
+        name (`str`, *optional*, defaults to `"cat"`): Such as `"coffee"` or `"raccoon"`.
+
+    Raises:
+        ValueError: There is no such photo; names those there are.
+    """
+    folder = Path(__file__).parent / "assets" / "photos"
+    photo = folder / f"{name}.jpg"
+    if not photo.is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.jpg")))
+        raise ValueError(f"There is no sample photo {name!r}; there are {known}.")
+    return str(photo)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -68,4 +87,4 @@ def __dir__() -> list[str]:
 
 registration.register_when_needed()
 
-__all__ = [*_PUBLIC, "default_model"]
+__all__ = [*_PUBLIC, "default_model", "sample_photo"]

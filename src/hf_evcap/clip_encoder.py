@@ -40,7 +40,7 @@ class ClipEncoder:
     A CLIP model of transformers with its tokenizer and image processor.
 
     Args:
-        model: With `get_text_features` and `get_image_features`, such as [`CLIPModel`].
+        model: With `get_text_features` and `get_image_features`, such as [`~transformers.CLIPModel`].
         tokenizer: The model's; `None` where only photos are encoded.
         image_processor: The model's; `None` where only captions are encoded.
         name (`str`, *optional*): What cards and manifests call it; a folder of this machine is never written there.

@@ -212,30 +212,8 @@ def _equal(own: torch.Tensor, theirs: torch.Tensor) -> bool:
     return own.shape == theirs.shape and torch.equal(own, theirs.to(own.device, own.dtype))
 
 
-def halve_exact(model: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """
-    Stores what is kept in float32 in half the room where no bit is lost: weights that were drawn at random, or that
-    came from a checkpoint in half precision. Loading gives float32 again.
-
-    Args:
-        model ([`RetrievalPreTrainedModel`]): Its `_keep_in_fp32_modules_strict` names the modules.
-        state (`Mapping[str, torch.Tensor]`): Values to save.
-    """
-    parts = tuple(model._keep_in_fp32_modules_strict or ())
-    halved = dict(state)
-    for name, value in state.items():
-        if value.dtype == torch.float32 and name.startswith(parts):
-            for dtype in (torch.bfloat16, torch.float16):
-                half = value.to(dtype)
-                if torch.equal(half.float(), value):
-                    halved[name] = half
-                    break
-    return halved
-
-
 __all__ = [
     "FROZEN",
-    "halve_exact",
     "parts_read_from",
     "read_referenced_parts",
     "referenced_parts",

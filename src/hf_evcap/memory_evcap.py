@@ -57,7 +57,7 @@ class VisualNameMemory(PhotoRows, RetrievalStore):
     Example:
     ```python
     >>> memory = VisualNameMemory.from_rows(["cat", "dog"], keys)
-    >>> memory.add(["axolotl"], new_keys)
+    >>> memory.add(["quokka"], new_keys)
     >>> memory.save_pretrained("my-memory")
     ```
     """

@@ -34,7 +34,8 @@ class ModelPublishingMixin(ModelRepoMixin):
     ) -> CommitInfo:
         """
         Uploads a repo that works by itself, in one commit: weights, config, code, memory (or its repo and revision),
-        and a card. Text that people wrote around the generated block of the repo's card stays.
+        and a card. Text that people wrote around the generated block of the repo's card stays. Licence (with its text)
+        and `base_model` are those that the card of the model says that this one was loaded from.
 
         Args:
             repo_id (`str`): Such as `"user/name"`.
@@ -56,7 +57,14 @@ class ModelPublishingMixin(ModelRepoMixin):
             if processor is not None:
                 processor.save_pretrained(folder)
             given = [tags] if isinstance(tags, str) else tags or []
-            _write_card(folder, repo_id=repo_id, memory=self.memory, tags=[*(self.model_tags or []), *given])
+            _write_card(
+                folder,
+                repo_id=repo_id,
+                memory=self.memory,
+                tags=[*(self.model_tags or []), *given],
+                tuned_from=self.name_or_path or None,
+                tuned_from_revision=getattr(self.config, "_commit_hash", None),
+            )
 
         return push_saved(
             save,

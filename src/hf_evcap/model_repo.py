@@ -15,7 +15,6 @@ from transformers.utils import PushToHubMixin, cached_file, logging
 
 from .checkpoint_reader import read_state_file
 from .frozen_references import (
-    halve_exact,
     parts_read_from,
     read_referenced_parts,
     referenced_parts,
@@ -28,6 +27,7 @@ from .model_source import DOWNLOAD_OPTIONS
 from .offloading import without_parameters_on_disk
 from .store_folder import delete_store
 from .store_manifest import MANIFEST_NAME
+from .stored_precision import halve_exact
 
 
 logger = logging.get_logger(__name__)
@@ -188,6 +188,11 @@ class ModelRepoMixin(PushToHubMixin):
         Saves weights, config, the tokenizer of what is retrieved, code and memory. A memory that came unchanged from
         the Hub is named by repo id and revision instead of copied.
 
+        No value is rounded. Weights in float32 that are as a checkpoint in half precision had them, such as the frozen
+        parts of a tuned evcap-tiny, are stored in half precision again; those that training moved are stored in
+        float32. `config.dtype` is the precision in which the model is loaded, whichever a weight is stored in. To give
+        up what training gained below half precision, save `model.half()`.
+
         Args:
             save_directory (`str` or `os.PathLike`): Made if it does not exist.
             frozen (`str`, *optional*):
@@ -214,6 +219,8 @@ class ModelRepoMixin(PushToHubMixin):
         self.config.custom_pipelines = pipeline_entries(pipeline_class)
         try:
             with self._without_referenced_parts(frozen, kwargs) as options:
+                if is_main_process:
+                    options = self._in_stored_precision(options)
                 super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
         finally:
             del self.config.custom_pipelines  # in this process the pipeline is registered
@@ -252,11 +259,19 @@ class ModelRepoMixin(PushToHubMixin):
             if unquantized:  # no quantized weight is saved, and what is loaded next is as its own load says
                 self.hf_quantizer = None
                 del self.config.quantization_config
-            yield {**options, "state_dict": halve_exact(self, state)}
+            yield {**options, "state_dict": state}
         finally:
             self.config.part_sources = sources
             if unquantized:
                 self.hf_quantizer, self.config.quantization_config = quantizer, quantized
+
+    def _in_stored_precision(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a save whose weights take no more room than their values need; see [`halve_exact`]."""
+        adapters = getattr(self, "_hf_peft_config_loaded", False)  # are saved alone
+        if adapters or getattr(self, "hf_quantizer", None) is not None:
+            return options
+        state = options.get("state_dict")
+        return {**options, "state_dict": halve_exact(self.state_dict() if state is None else state)}
 
     def _fitting_memory(self) -> Any:
         """The memory, unless training has since changed the encoder that built it: no model could load it again."""

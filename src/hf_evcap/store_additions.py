@@ -17,7 +17,7 @@ class AddedRows:
 
     Example:
     ```python
-    >>> added = memory.add_images(model, processor, photos, "axolotl").last_added
+    >>> added = memory.add_images(model, processor, photos, "quokka").last_added
     >>> added.row_ids  # where they stand now
     >>> added.undo()
     ```

@@ -14,7 +14,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from hf_evcap import EVCapConfig, EVCapForConditionalGeneration, EVCapProcessor
 from hf_evcap.assembly_evcap import EVCapAssembly
-from hf_evcap.frozen_references import halve_exact
+from hf_evcap.stored_precision import halve_exact
 
 
 # What the config.json of Salesforce/blip2-flan-t5-xxl and of lmsys/vicuna-13b-v1.3 say.
@@ -73,7 +73,7 @@ def bytes_of_own(
     state = model.state_dict()
     drawn = assembly.drawn(state, {name: value for name, value in state.items() if name.startswith(on_the_hub)})
     own = {name for name in state if not name.startswith(on_the_hub)}
-    frozen = halve_exact(model, {name: drawn[name] for name in own if not name.startswith(TRAINED)})
+    frozen = halve_exact({name: drawn[name] for name in own if not name.startswith(TRAINED)})
     sizes = {name: value.numel() * value.element_size() for name, value in frozen.items()}
     sizes.update({name: 4 * state[name].numel() for name in own if name.startswith(TRAINED)})
     assert set(sizes) == own

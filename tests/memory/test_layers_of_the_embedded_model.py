@@ -126,12 +126,12 @@ def test_a_photo_of_weight_two_counts_twice() -> None:
 def test_memories_of_a_call(pipe: Any, photos: list[Image.Image], tmp_path: Path) -> None:
     model, base = pipe.model, pipe.model.memory
     keys = model.encode_memory_keys(pipe.processor, photos[:1]).numpy()
-    kitchen = VisualNameMemory.from_rows(["axolotl"], keys, encoder_fingerprint=base.encoder_fingerprint)
+    kitchen = VisualNameMemory.from_rows(["quokka"], keys, encoder_fingerprint=base.encoder_fingerprint)
     kitchen.save_pretrained(tmp_path / "kitchen")
     alone = pipe(photos[0])[0]
     for memory in ([base, kitchen], [base, str(tmp_path / "kitchen")], {str(tmp_path / "kitchen"): 2.0, base: 1.0}):
         answer = pipe(photos[0], memory=memory)[0]
-        assert answer["retrieved_names"][0]["name"] == "axolotl"
+        assert answer["retrieved_names"][0]["name"] == "quokka"
         assert {name["memory"] for name in answer["retrieved_names"][1:]} <= {"memory 0", "memory 1"}
         assert [name["name"] for name in answer["retrieved_names"][1:]][:3] == [
             name["name"] for name in alone["retrieved_names"]
@@ -171,10 +171,10 @@ def test_layers_follow_edits(pipe: Any, queries: torch.Tensor) -> None:
     first, second = halves(model.memory)
     model.set_memory({"first": first, "second": second})
     model.retrieve_names(queries)
-    second.add(["axolotl"], queries[0, :1].numpy(), kind="object")
+    second.add(["quokka"], queries[0, :1].numpy(), kind="object")
     found = model.retrieve_names(queries)
-    assert found.names[0][0] == "axolotl" and found.row_ids[0, 0] == len(first) + len(second) - 1
+    assert found.names[0][0] == "quokka" and found.row_ids[0, 0] == len(first) + len(second) - 1
     first.remove([name for name in found.names[0][1:3] if name in set(first.names)] or ["tabby"])
-    assert model.retrieve_names(queries).names[0][0] == "axolotl"
+    assert model.retrieve_names(queries).names[0][0] == "quokka"
     second.last_added.undo()
-    assert "axolotl" not in sum(model.retrieve_names(queries).names, [])
+    assert "quokka" not in sum(model.retrieve_names(queries).names, [])

@@ -319,8 +319,8 @@ def test_eight_threads_caption_while_one_edits(pipe: Any, photos: list[Image.Ima
     own = VisualNameMemory.from_rows(["spoon"], -keys[:1], encoder_fingerprint=base.encoder_fingerprint)
     model.set_memory(MemoryLayers({"base": memory, "own": own}) if layered else memory)
     edits = [
-        lambda: memory.add(["axolotl"] * 3, keys[[0, 0, 1]], kind="object"),
-        lambda: memory.rename({"axolotl": "newt"}),
+        lambda: memory.add(["pangolin"] * 3, keys[[0, 0, 1]], kind="object"),
+        lambda: memory.rename({"pangolin": "newt"}),
         lambda: memory.add(["quokka"], keys[2:3], kind="object"),
         lambda: memory.remove(["newt"]),
         lambda: memory.retrieval.update(min_similarity=0.2),

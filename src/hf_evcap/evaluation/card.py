@@ -81,4 +81,4 @@ def update_card(folder: str | Path, results: Mapping[str, Any]) -> Path:
     replaced = {(row.dataset, row.split, row.setting) for row in rows}
     table.rows = [row for row in table.rows if (row.dataset, row.split, row.setting) not in replaced] + rows
     write_json(file, dataclasses.asdict(facts))
-    return write_model_card(folder)
+    return write_model_card(folder, repo_id=folder.resolve().name)

@@ -19,6 +19,7 @@ from ..hub_upload import CARD_NAME
 from ..whole_files import write_text
 from .architecture import FAMILIES, count_parameters
 from .card_facts import RESULTS_NAME, CardFacts, ResultTable, Training, read_card_facts
+from .inherited_terms import inherit_terms
 
 
 TASK = "image-to-text"
@@ -32,6 +33,8 @@ def make_model_card(
     memory: Any = None,
     tags: Sequence[str] = (),
     link: str = "",
+    tuned_from: str | None = None,
+    tuned_from_revision: str | None = None,
 ) -> str:
     """
     Makes the card of a model's folder.
@@ -42,6 +45,8 @@ def make_model_card(
         memory (*optional*): The model's memory, where it is not in the folder.
         tags (`Sequence[str]`, *optional*): Further tags.
         link (`str`, *optional*): What is put in front of links to files of the folder.
+        tuned_from, tuned_from_revision (`str`, *optional*): Folder or repo id (and revision) of the model that it was
+            tuned from, whose licence is taken over where `results.json` does not say more; see [`inherit_terms`].
 
     Returns:
         `str`: The card, its text between the marks of [`make_card`].
@@ -56,7 +61,12 @@ def make_model_card(
     family = FAMILIES[config.model_type]
     results = folder / RESULTS_NAME
     default_title = (repo_id or folder.resolve().name).split("/")[-1]
-    facts = read_card_facts(results) if results.is_file() else CardFacts(title=default_title)
+    if results.is_file():
+        facts = read_card_facts(results)
+    elif tuned_from:
+        facts = inherit_terms(CardFacts(title=default_title), folder, tuned_from, tuned_from_revision, repo_id)
+    else:
+        facts = CardFacts(title=default_title)
     model_class = AutoModelForImageTextToText._model_mapping[type(config)]
     allowed = model_class.policies_for(config)
     policy = "paper" if facts.training else allowed[0]

@@ -58,7 +58,7 @@ def photo_folder(folder: str | os.PathLike, source: str | None = None) -> NamedP
     Photos in sub-folders that are named for what they show, in alphabetical order.
 
     Args:
-        folder (`str` or `os.PathLike`): `folder/axolotl/1.jpg`, `folder/axolotl/more/2.jpg`, ...
+        folder (`str` or `os.PathLike`): `folder/quokka/1.jpg`, `folder/quokka/more/2.jpg`, ...
         source (`str`, *optional*): Value of the column `source`; the folder's name when absent.
     """
     folder = Path(folder)
@@ -68,7 +68,7 @@ def photo_folder(folder: str | os.PathLike, source: str | None = None) -> NamedP
         rows += [{"image": file, **named} for file in photos_below(sub)]
     if not rows:
         raise FileNotFoundError(
-            f"{folder} holds no photos in sub-folders named for what they show, such as {folder}/axolotl/1.jpg."
+            f"{folder} holds no photos in sub-folders named for what they show, such as {folder}/quokka/1.jpg."
         )
     return _listed(rows)
 

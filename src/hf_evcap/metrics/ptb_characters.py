@@ -1,7 +1,7 @@
 """Unicode tables of the PTB tokeniser: which characters of the Basic Multilingual Plane it treats alike.
 
 The tokeniser of CoreNLP 3.4.1 works on UTF-16 units and was generated with the Unicode data of its day, so the tables
-are fixed here instead of being asked from [`unicodedata`], whose answers change with the Python version. They were
+are fixed here instead of being asked from `unicodedata`, whose answers change with the Python version. They were
 measured: every character was tokenised between letters, between digits, doubled and alone, and characters that
 behaved alike form one class. A character in none of the classes is dropped from the text.
 

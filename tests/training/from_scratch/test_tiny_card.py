@@ -48,11 +48,14 @@ def test_card_holds_what_was_measured(tmp_path):
         "num_beams": 5,
         "scenes": {"photos": 113, "with_memory": metrics, "without_memory": {**metrics, "cider": 0.3}},
         "novel_names": {
-            "names": 25,
-            "photos": 250,
-            "with_names": recall,
-            "without_names": {**recall, "recall": 0.01},
-            "after_removal": {**recall, "recall": 0.0},
+            "novel": {
+                "names": 22,
+                "photos": 220,
+                "with_names": recall,
+                "without_names": {**recall, "recall": 0.01},
+                "after_removal": {**recall, "recall": 0.0},
+            },
+            "held": {"names": 3, "photos": 30, "with_names": {**recall, "recall": 0.6}, "without_names": recall},
             "seconds_to_add_a_name": 1.25,
         },
         "known_names": {"names": 90, "photos": 270, "with_memory": recall, "without_memory": recall},
@@ -71,7 +74,11 @@ def test_card_holds_what_was_measured(tmp_path):
     read_card_facts(tmp_path / "results.json")  # nothing that a card does not know
     captions, names = facts["tables"]
     assert captions["rows"][0]["metrics"] == {"CIDEr": 43.2, "BLEU-4": 20.0, "ROUGE-L": 40.0}
-    assert [row["metrics"]["recall in captions"] for row in names["rows"]] == [0.75, 0.01, 0.0, 0.75, 0.75]
+    assert [row["metrics"]["recall in captions"] for row in names["rows"]] == [
+        *(0.75, 0.01, 0.0),
+        *(0.6, 0.75),  # names that the memory holds already, apart
+        *(0.75, 0.75),
+    ]
     assert "crab (25%), lamp (100%)" in names["note"]
     assert [row["caption"] for row in facts["failures"]] == ["a photo of a crib"]
     assert facts["examples"][0]["photo"] == "../photos/cat.jpg"

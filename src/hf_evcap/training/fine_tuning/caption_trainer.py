@@ -38,6 +38,7 @@ from ...photo_rows import photo_keys
 from .caption_collator import PhotoCaptionCollator, prompts_alone
 from .caption_examples import caption_examples
 from .retrieval_in_training import TrainingRetrieval
+from .training_facts import write_first_facts
 
 
 logger = logging.get_logger(__name__)
@@ -289,10 +290,16 @@ class CaptionTrainer(Seq2SeqTrainer):
                 if os.path.isdir(existing):
                     shutil.rmtree(existing)
                 os.replace(os.path.join(unfinished, name), existing)
+            self._write_facts(target)
         except (RuntimeError, SafetensorError) as error:
             raise OSError(f"Could not save the model to {target}: {error}") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _write_facts(self, folder: str) -> None:
+        """Where the model comes from, with its licence, for the card of whoever publishes it."""
+        if isinstance(self.model, PreTrainedModel) and hasattr(self.model, "trainable_parts"):
+            write_first_facts(self, Path(folder))
 
     @property
     def _saves_trained_only(self) -> bool:
@@ -369,6 +376,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         """Uploads a checkpoint's model, where there is a whole one; its optimizer is nobody else's."""
         whole = os.path.isfile(os.path.join(checkpoint_folder, "config.json"))
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END and whole:
+            self._write_facts(checkpoint_folder)
             self._push_folder(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
 
     def _push_folder(

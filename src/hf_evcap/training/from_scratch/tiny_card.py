@@ -37,16 +37,19 @@ def card_facts(measured: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[s
         for key, setting in (("with_memory", "with the memory"), ("without_memory", "empty memory"))
     ]
     name_rows = []
+    added = {
+        "with_names": "10 exemplars a name added at run time",
+        "without_names": "names not in the memory",
+        "after_removal": "names added and removed again",
+    }
+    counted_apart = [(novel["novel"], f"{novel['novel']['names']} novel names", added)]
+    if "held" in novel:
+        held = {"with_names": added["with_names"], "without_names": "with the memory"}
+        counted_apart.append(
+            (novel["held"], f"{novel['held']['names']} names of the memory, kept apart from the novel", held)
+        )
     for part, dataset, settings in (
-        (
-            novel,
-            f"{novel['names']} novel names",
-            {
-                "with_names": "10 exemplars a name added at run time",
-                "without_names": "names not in the memory",
-                "after_removal": "names added and removed again",
-            },
-        ),
+        *counted_apart,
         (
             known,
             f"{known['names']} names of the memory, other photos",
@@ -59,11 +62,11 @@ def card_facts(measured: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[s
                 metrics["retrieval recall@1"] = round(counted["retrieved_first"], 3)
                 metrics["retrieval recall@10"] = round(counted["retrieved_in_10"], 3)
             name_rows.append({"dataset": dataset, "setting": setting, "photos": part["photos"], "metrics": metrics})
-    worst = sorted(novel["with_names"]["by_name"].items(), key=lambda pair: pair[1])[:4]
+    worst = sorted(novel["novel"]["with_names"]["by_name"].items(), key=lambda pair: pair[1])[:4]
     machine = f"{speed['cpus']} CPU cores, {speed['threads']} threads"
     failures = [
         {"photo": None, "caption": row["caption"], "names": row["retrieved"], "comment": f"a photo of: {row['name']}"}
-        for row in missed(novel["with_names"]["examples"])[:6]
+        for row in missed(novel["novel"]["with_names"]["examples"])[:6]
     ]
     return {
         **stated,

@@ -65,6 +65,7 @@ def make_memory(
         keys[[photo for photo, _ in owners]],
         encoder_fingerprint=model.encoder_fingerprint,
         query_tokens_hash=model.query_tokens_hash,
+        licenses=trained.recipe["data"].get("licenses"),
         kind=[rows[photo]["kind"] for photo, _ in owners],
         source=[rows[photo].get("source") for photo, _ in owners],
         photo=[hashlib.sha256(rows[photo]["image"]["bytes"]).hexdigest()[:16] for photo, _ in owners],
