@@ -45,9 +45,7 @@ def test_no_verb_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["sing"])
-    assert ended.value.code == 2
+    assert main(["sing"]) == 2
     assert "caption" in capsys.readouterr().err
 
 
@@ -136,7 +134,8 @@ def test_convert_memory(reference: SimpleNamespace, tmp_path: Path, capsys: pyte
 def test_a_model_of_another_kind_is_no_captioner(
     photo_paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "config.json").write_text("{}")
     other = SimpleNamespace(model=SimpleNamespace(), captions_photos=False)
     monkeypatch.setattr("transformers.pipeline", lambda *args, **kwargs: other)
-    assert main(["caption", photo_paths[0], "--model", "org/other"]) == 1
-    assert "org/other is no captioner of this package but a SimpleNamespace" in capsys.readouterr().err
+    assert main(["caption", photo_paths[0], "--model", str(tmp_path)]) == 1
+    assert f"{tmp_path} is no captioner of this package but a SimpleNamespace" in capsys.readouterr().err
