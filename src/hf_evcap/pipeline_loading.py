@@ -93,7 +93,7 @@ def check_device(device: Any) -> None:
     if device is None or device == "auto":
         return
     try:
-        wanted = torch.device(int(device) if isinstance(device, str) and device.isdigit() else device)
+        wanted = torch.device(f"cuda:{device}" if str(device).isdigit() else device)
     except RuntimeError:
         raise ValueError(f"There is no device {device!r}; give cpu, cuda, cuda:1, mps or xpu.") from None
     if wanted.type in ("cpu", "meta"):

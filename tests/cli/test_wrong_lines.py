@@ -1,4 +1,4 @@
-"""Wrong command lines: each is told in one line of stderr what was given and what to do, before PyTorch is imported."""
+"""Wrong command lines: one line of stderr says what was given and what to do, before PyTorch is imported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ LINES = {
     "caption {photo} --nams": ["--nams", "did you mean --names?"],
     "caption {photo} --json {photo}": ["{photo}", "before the options"],
     "caption {photo} --config nothere.yaml": ["nothere.yaml"],
-    "caption {photo} --config {broken}": ["{broken}", "line 2", "not YAML"],
+    "caption {photo} --config {broken}": ["{broken}", "line 3", "not YAML"],
     "caption {photo} --config {list}": ["{list}", "option: value"],
     "caption {photo} --config {beams}": ["num_beams", "{beams}", "at least 1"],
     "caption {photo} --config {unknown}": ["num_beems", "{unknown}"],
@@ -123,7 +123,7 @@ LINES = {
     "train --dataset {empty} --output x --captions-per-photo two": ["'two'", "together"],
     "train --dataset {empty} --output x --recipe evcap": ["'evcap'", "evcap-paper"],
     "train --dataset {empty} --output x --memory nosuch": ["'nosuch'"],
-    "train --config {broken}": ["{broken}", "line 2"],
+    "train --config {broken}": ["{broken}", "line 3"],
     "train --config {unknown}": ["num_beems"],
     "plan --batch_size 0": ["--batch-size", "at least 1"],
     "plan --memory_gb -1": ["--memory-gb", "above 0"],

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from ..output_folders import check_output
+from ..weight_files import check_weight_file
 from . import logs
 from .common_options import add_output, add_overwrite, alias
 from .options import dtype_or_auto, existing_file, start
@@ -134,8 +135,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.kind == "smallcap":
         check_model(arguments.checkpoint, arguments.revision)
         check_store(arguments.datastore, "datastore")
-    elif arguments.kind == "evcap" and arguments.memory is not None and not os.path.isfile(arguments.memory):
-        check_store(arguments.memory)
+    elif arguments.kind == "evcap":
+        check_weight_file(arguments.checkpoint)
+        if arguments.memory is not None and not os.path.isfile(arguments.memory):
+            check_store(arguments.memory)
     from ..conversion import (
         ConversionReport,
         convert_evcap,

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..weight_files import check_weight_file
+
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ONE_WORD = re.compile(rf"{_HUB_ID.pattern}|[A-Za-z0-9][\w.-]*")  # some old models have no org
@@ -44,6 +46,8 @@ def check_model(name: str | None, revision: str | None = None, *, adapters: bool
                 f"--revision {revision} is for a repo on the Hub, and {name!r} is a folder; leave it out."
             )
         if os.path.isfile(os.path.join(name, "config.json")):
+            for file in sorted(Path(name).glob("*.safetensors")):
+                check_weight_file(file)
             return
         if os.path.isfile(os.path.join(name, "adapter_config.json")):
             if adapters:
