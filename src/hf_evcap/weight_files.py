@@ -33,7 +33,7 @@ def check_weight_file(path: str | os.PathLike) -> None:
         raise ValueError(f"{path} is a web page, not weights; download the file itself.")
     if path.suffix == ".safetensors":
         _check_safetensors(path)
-    elif not head.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle of PyTorch before 1.6
+    elif not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle of PyTorch before 1.6
         raise ValueError(f"{path} is no checkpoint of PyTorch: it begins with {head[:16]!r}.")
 
 

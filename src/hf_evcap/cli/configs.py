@@ -6,6 +6,7 @@ import difflib
 import shutil
 from pathlib import Path
 
+from ..hub.ready_configs import find_config, list_configs
 from .common_options import alias
 from .verb_parser import VerbParser
 
@@ -32,11 +33,10 @@ def make_parser() -> VerbParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Lists, finds or copies."""
-    from ..hub.ready_configs import find_config, list_configs
-    from ..training.recipe_presets import list_recipes
-
     parser = make_parser()
     arguments = parser.parse_args(argv)
+    from ..training.recipe_presets import list_recipes
+
     if arguments.name is None:
         if arguments.output is not None:
             parser.error("--output needs the NAME of what to copy; `hf-evcap configs` lists them")

@@ -31,7 +31,7 @@ DESCRIPTION = f"""Build a memory from named photos. SOURCE is one of
   a .csv, .tsv or .jsonl file    with columns of the photos' paths or URLs and their names
   a .json file    of LVIS or COCO annotations: crops of boxes, at most --photos-per-name a name (needs --images)
 {RECIPES.format(example="memories/lvis")}
-  anything else   a dataset on the Hub, or a folder that `datasets` can load (with --dataset)"""
+  anything else   a dataset on the Hub, or a folder that `datasets` can load (with --as-dataset)"""
 
 
 def add_parser(verbs: Any) -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=existing_folder, metavar="FOLDER", help="folder that paths start from (tables, annotations)"
     )
-    parser.add_argument("--as-dataset", dest="dataset", action="store_true", help="`datasets` loads SOURCE")
+    parser.add_argument("--as-dataset", dest="dataset", action="store_true", help="let `datasets` load SOURCE")
     alias(parser, "--as-dataset", "--dataset")
     parser.add_argument(
         "--dataset-config", dest="config", metavar="NAME", help="configuration of a dataset on the Hub"
@@ -87,7 +87,7 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
         "--columns", type=columns, metavar="NAMES", default="", help="further columns to keep, separated by commas"
     )
     parser.add_argument(
-        "--photos-per-name", type=positive_int, metavar="N", default=10, help="of annotations, at most so many a name"
+        "--photos-per-name", type=positive_int, metavar="N", default=10, help="annotations: photos of a name at most"
     )
     add_seed(parser, "the draw of photos, and of synthetic ones")
     parser.add_argument(
@@ -145,8 +145,8 @@ def find_photos(arguments: argparse.Namespace) -> NamedPhotos:
     if source.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson"):
         return photo_table(source, **named, images=arguments.images, source=arguments.source_name)
     raise ValueError(
-        f"{source} is neither a folder nor a .csv, .tsv, .jsonl or .json file; give --dataset for `datasets` to load "
-        "it."
+        f"{source} is neither a folder nor a .csv, .tsv, .jsonl or .json file; give --as-dataset for `datasets` to "
+        "load it."
     )
 
 

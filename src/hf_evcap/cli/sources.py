@@ -54,7 +54,7 @@ def check_model(name: str | None, revision: str | None = None, *, adapters: bool
                 return
             raise ValueError(f"{name!r} holds adapters alone; `hf-evcap merge {name} --output WHOLE` makes a model.")
         hint = f"it is a memory or datastore: --memory {name}" if _is_store(name) else "give the folder of a model"
-        raise FileNotFoundError(f"{name!r} is no model, for it holds no config.json; {hint}.")
+        raise FileNotFoundError(f"{name!r} is no model: config.json is missing; {hint}.")
     _check_hub(name, "model", revision, ("config.json", *(["adapter_config.json"] if adapters else [])))
 
 
@@ -89,7 +89,7 @@ def check_store(name: str | None, word: str = "memory") -> None:
             hint = f"it is a model, whose own {inside} is {os.path.join(name, inside)}" if inside else "it is a model"
         else:
             hint = f"`hf-evcap {word} build SOURCE --output {name}` makes one"
-        raise FileNotFoundError(f"{name!r} is no {word}, for it holds no {STORE_FILE}; {hint}.")
+        raise FileNotFoundError(f"{name!r} is no {word}: {STORE_FILE} is missing; {hint}.")
     repo, _, revision = name.partition("@")
     _check_hub(repo, "dataset", revision or None, (STORE_FILE, f"layers/{STORE_FILE}"), word, name)
 
@@ -139,7 +139,9 @@ def _check_hub(
     if (_ONE_WORD if one_word else _HUB_ID).fullmatch(repo) is None:
         revised = kind == "model" and "@" in given and not one_word
         hint = f"; a revision is given with --revision {given.partition('@')[2]}" if revised else ""
-        raise FileNotFoundError(f"There is no folder {given!r}, and a {word} on the Hub is named org/name{hint}.")
+        raise FileNotFoundError(
+            f"There is no {word} {given!r}: it is neither a folder nor a Hub repo id such as org/name{hint}."
+        )
     from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.file_download import get_hf_file_metadata
     from huggingface_hub.utils import build_hf_headers

@@ -314,7 +314,7 @@ def load_captioner(source: str | None, store: Any, device: Any = None) -> tuple[
     Args:
         source (`str`, *optional*): Folder or Hub id; the embedded model when absent, which takes memories.
         store ([`RetrievalStore`]): Attached.
-        device (*optional*): Where the model runs; the CPU when absent.
+        device (*optional*): Where the model runs; the first accelerator when absent.
 
     Raises:
         ValueError: The model is of another encoder, or none was named for a datastore.
@@ -327,10 +327,12 @@ def load_captioner(source: str | None, store: Any, device: Any = None) -> tuple[
     import hf_evcap
 
     from ..pipeline_loading import check_device
+    from ..processes import process_state
 
     check_device(device)
+    device = device or process_state().device
     named = source or hf_evcap.default_model()
-    model = AutoModelForImageTextToText.from_pretrained(named, memory=False).to(device or "cpu").eval()
+    model = AutoModelForImageTextToText.from_pretrained(named, memory=False).to(device).eval()
     processor = AutoProcessor.from_pretrained(named)
     own = getattr(processor, "name_tokenizer", None)
     try:

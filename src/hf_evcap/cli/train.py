@@ -133,11 +133,13 @@ def _is_of_trainer(word: str, names: Iterable[str]) -> bool:
 
 def _read_defaults(parser: VerbParser, argv: list[str] | None, others: Iterable[str] = ()) -> None:
     """Sets what a recipe and a file say; options of `others` are left for a parser that knows them."""
-    from ..training.recipe_presets import load_recipe
-
     path, recipe, options = _read_sources(argv)
-    sources = [] if recipe is None else [(load_recipe(recipe), f"the recipe {recipe}")]
-    for content, source in [*sources, (options, str(path))]:
+    sources: list[tuple[dict[str, Any], str]] = [(options, str(path))]
+    if recipe is not None:
+        from ..training.recipe_presets import load_recipe
+
+        sources.insert(0, (load_recipe(recipe), f"the recipe {recipe}"))
+    for content, source in sources:
         known = {name: value for name, value in content.items() if name not in others or action_of(parser, name)}
         set_defaults(parser, known, source)
 

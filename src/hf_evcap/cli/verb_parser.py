@@ -17,6 +17,16 @@ class VerbFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, **{"max_help_position": 30, **options})
 
+    def add_argument(self, action: argparse.Action) -> None:
+        """Adds an option, and makes room for it and its sub-verbs; Pythons differ in how much."""
+        if action.help is argparse.SUPPRESS:
+            return
+        lengths = [len(self._format_action_invocation(action)) + self._current_indent]
+        for sub in self._iter_indented_subactions(action):
+            lengths.append(len(self._format_action_invocation(sub)) + self._current_indent)
+        self._action_max_length = max(self._action_max_length, *lengths)
+        self._add_item(self._format_action, [action])
+
     def _format_usage(self, usage: str | None, actions: Iterable[argparse.Action], *_: Any) -> str:
         if usage is None:
             actions = list(actions)
@@ -83,9 +93,9 @@ class VerbParser(argparse.ArgumentParser):
         """Adds, for the help, the options that all verbs have."""
         group = self.add_argument_group("messages")
         for options, text in (
-            (("-q", "--quiet"), "errors only, no progress bars"),
-            (("-v", "--verbose"), "what the libraries report, too"),
-            (("--debug",), "where an error was raised"),
+            (("-q", "--quiet"), "show errors only, no progress bars"),
+            (("-v", "--verbose"), "show what the libraries report, too"),
+            (("--debug",), "show where an error was raised"),
         ):
             free = [option for option in options if option not in self._option_string_actions]
             if free:
