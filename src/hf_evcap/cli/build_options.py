@@ -17,8 +17,8 @@ from .yaml_config import action_of, checked, read_yaml
 
 
 RECIPES = """\
-  a .yaml file    a recipe: `source` and any of the options below, by name with _ for -; options given here win
-  {example:<15} a recipe of the package, by its name in `hf-evcap configs`"""
+  a .yaml                      a recipe: `source` and options below by name; flags win
+  {example:<28} a recipe of the package, by its name in `hf-evcap configs`"""
 RESUMES = """\
 A build that was interrupted goes on when the same command is given again. `accelerate launch -m hf_evcap.cli.main
 {kind} build ...` shares the work among processes, with the same result."""

@@ -38,7 +38,7 @@ def make_parser() -> VerbParser:
             "train --model MODEL --dataset ... --feature-cache features --output out",
         ],
     )
-    add_model(parser, "model whose vision encoder is used")
+    add_model(parser, "model whose vision encoder is used: ")
     parser.add_argument(
         "--dataset",
         metavar="DATASET",

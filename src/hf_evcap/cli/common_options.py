@@ -10,10 +10,10 @@ from .options import count, device, dtype, output_folder, positive_int
 EMBEDDED = "the embedded evcap-tiny"
 
 
-def add_model(parser: Any, what: str = "model", default: str | None = EMBEDDED) -> None:
+def add_model(parser: Any, what: str = "", default: str | None = EMBEDDED) -> None:
     """Adds `--model` and `--revision`."""
     said = f" (default: {default})" if default else ""
-    parser.add_argument("--model", metavar="MODEL", help=f"{what}: folder or Hub id org/name{said}")
+    parser.add_argument("--model", metavar="MODEL", help=f"{what}folder or Hub id org/name{said}")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the Hub")
 
 

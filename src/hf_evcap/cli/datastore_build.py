@@ -22,12 +22,12 @@ from .sources import check_dataset, check_model
 
 DESCRIPTION = f"""Build a datastore. SOURCE is one of
 
-  a .txt (or .txt.gz) file    a caption a line
-  a .json file    Karpathy's or COCO's captions, a list of captions, or of objects
-  a .jsonl, .csv or .parquet file    with a column of captions and maybe one of image ids
-  a datastore     its captions are encoded anew
+  a .txt or .txt.gz            a caption a line
+  a .json                      Karpathy's or COCO's captions, a list of captions, or of objects
+  a .jsonl, .csv or .parquet   with a column of captions and maybe one of image ids
+  a datastore                  its captions are encoded anew
 {RECIPES.format(example="datastores/coco")}
-  anything else   a dataset on the Hub
+  anything else                a dataset on the Hub
 
 With --clip the keys are the captions' own: photos are not needed. With --model they are those of the photos that the
 captions describe, for captioners that retrieve with their own vision encoder; SOURCE then lists photos, too."""
@@ -40,7 +40,7 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
         "datastore",
         run,
         "captions",
-        "from captions (with a CLIP model), or from captioned photos",
+        "build a datastore from captions (with a CLIP model), or from captioned photos",
         DESCRIPTION,
         [
             "datastore build captions.txt --clip openai/clip-vit-base-patch32 --output captions",

@@ -44,7 +44,7 @@ def make_parser() -> VerbParser:
     what = parser.add_argument_group("what to evaluate")
     add_model(what)
     add_memory(
-        what, "memory or datastore instead of the model's own: folder or Hub id; several times: layers; none: none"
+        what, "memory or datastore instead of the model's own: folder or Hub id, or none; several times: layers"
     )
     what.add_argument(
         "--predictions", type=existing_file, metavar="FILE", help="score captions in COCO's format, caption nothing"
@@ -102,9 +102,21 @@ def make_parser() -> VerbParser:
         "--ablate", nargs="+", choices=(*ABLATIONS, "all"), default=[], metavar="WHAT",
         help=f"vary {', '.join(ABLATIONS)}, or all; writes ablation.png",
     )  # fmt: skip
-    ablation.add_argument("--ablate-names", nargs="+", type=count, default=[], metavar="K", help="numbers of names")
     ablation.add_argument(
-        "--ablate-beams", nargs="+", type=positive_int, default=[], metavar="N", help="numbers of beams"
+        "--ablate-names",
+        nargs="+",
+        type=count,
+        default=[],
+        metavar="K",
+        help="numbers of names to try (default: 1 2 3 5 10 15 20)",
+    )
+    ablation.add_argument(
+        "--ablate-beams",
+        nargs="+",
+        type=positive_int,
+        default=[],
+        metavar="N",
+        help="numbers of beams to try (default: 1 3 5)",
     )
     ablation.add_argument("--other-memory", nargs="+", default=[], metavar="MEMORY", help="further memories to try")
     ablation.add_argument("--min-similarity", type=similarity, metavar="X", help="threshold of the rejection to try")
@@ -112,7 +124,7 @@ def make_parser() -> VerbParser:
     results = parser.add_argument_group("results")
     add_output(results, "the results (required)", required=False)
     results.add_argument(
-        "--report-photos", type=count, default=12, metavar="N", help="photos a part of report.html; 0: no report"
+        "--report-photos", type=count, default=12, metavar="N", help="photos in each part of report.html; 0: no report"
     )
     results.add_argument("--update-card", action="store_true", help="put the figures into the model folder's card")
     add_overwrite(results)

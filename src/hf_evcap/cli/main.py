@@ -41,15 +41,15 @@ def make_parser() -> VerbParser:
     verbs = "\n".join(f"  {verb:<15} {what}" for verb, (_, what) in VERBS.items())
     parser = VerbParser(
         prog="hf-evcap",
-        description="Image captioning with a memory that anyone can edit.",
-        epilog=f"verbs:\n{verbs}\n\n`hf-evcap VERB --help` tells a verb's options.",
+        description=f"Image captioning with a memory that anyone can edit.\n\nverbs:\n\n{verbs}",
+        epilog="`hf-evcap VERB --help` tells a verb's options.",
         examples=["caption photo.jpg --names", "memory build PHOTOS --output kitchen"],
         usage="hf-evcap VERB [options]",
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("--print-completion", choices=SHELLS, metavar="SHELL", help="completion for bash, zsh or tcsh")
     parser.add_common()
-    parser.add_argument("verb", nargs="?", choices=list(VERBS), metavar="VERB", help="what to do")
+    parser.add_argument("verb", nargs="?", choices=list(VERBS), metavar="VERB", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 

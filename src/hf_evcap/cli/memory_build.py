@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 DESCRIPTION = f"""Build a memory from named photos. SOURCE is one of
 
-  a folder        whose sub-folders are named for what their photos show
-  a .csv, .tsv or .jsonl file    with columns of the photos' paths or URLs and their names
-  a .json file    of LVIS or COCO annotations: crops of boxes, at most --photos-per-name a name (needs --images)
+  a folder                     whose sub-folders are named for what their photos show
+  a .csv, .tsv or .jsonl       with columns of the photos' paths or URLs and their names
+  a .json                      of LVIS or COCO annotations: crops of boxes (needs --images)
 {RECIPES.format(example="memories/lvis")}
-  anything else   a dataset on the Hub, or a folder that `datasets` can load (with --as-dataset)"""
+  anything else                a dataset on the Hub, or what `datasets` loads (--as-dataset)"""
 
 
 def add_parser(verbs: Any) -> argparse.ArgumentParser:
@@ -41,7 +41,7 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
         "memory",
         run,
         "photos with names",
-        "from a folder, a table, a dataset or annotations",
+        "build a memory from a folder, a table, a dataset or annotations",
         DESCRIPTION,
         [
             "memory build photos/ --output kitchen",

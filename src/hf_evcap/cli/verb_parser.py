@@ -34,7 +34,7 @@ class VerbFormatter(argparse.RawDescriptionHelpFormatter):
             positionals = [action for action in actions if not action.option_strings]
             parts = [self._of_positional(action) for action in positionals]
             parts += [f"{action.option_strings[0]} {self._of_option(action)}".strip() for action in needed]
-            if len(needed) < len(actions) - len(positionals):
+            if not any(action.nargs == argparse.PARSER for action in actions):
                 parts.append("[options]")
             usage = " ".join([self._prog, *parts])
         indent = " " * (len(self._prog) + 8)
@@ -59,6 +59,22 @@ class VerbFormatter(argparse.RawDescriptionHelpFormatter):
         spellings = {option.replace("_", "-"): option for option in reversed(action.option_strings)}
         shown = [option for option in action.option_strings if option in spellings.values()]
         return " ".join(part for part in (", ".join(shown), self._of_option(action)) if part)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Fills paragraphs; indented lines, such as commands and lists, stay as they are."""
+        lines: list[str] = []
+        for line in text.splitlines():
+            if lines and lines[-1] and line and not line.startswith(" ") and not lines[-1].startswith(" "):
+                lines[-1] += f" {line}"
+            else:
+                lines.append(line)
+        filled = (
+            line if line.startswith(" ") else textwrap.fill(line, width, break_on_hyphens=False) for line in lines
+        )
+        return "\n".join(f"{indent}{line}" for line in filled)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help
