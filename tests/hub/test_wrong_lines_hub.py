@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_client import Client
 from hub_server import Blob, HubServer, Repo
 
 import hf_evcap
@@ -57,23 +56,39 @@ def nobody() -> str:
         return f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
+SAY = """
+import contextlib, io
+from hf_evcap.cli.main import main
+errors = io.StringIO()
+with contextlib.redirect_stderr(errors):
+    status = main(words)
+result = [status, errors.getvalue()]
+"""
+
+
+def said(client: Client, line: str) -> str:
+    """The one line that a process says to a wrong one."""
+    start = time.perf_counter()
+    status, error = client(SAY, words=line.format(photo=PHOTO, tiny=TINY).split())
+    assert status == 1 and len(error.splitlines()) == 1, error
+    assert time.perf_counter() - start < 20  # no retries, which took 70 s
+    return error
+
+
 @pytest.fixture(scope="module")
-def run(environment_of: Callable[..., dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Runs a wrong line in a process of its own; gives the line that it says."""
+def lost(
+    environment_of: Callable[..., dict[str, str]], portal: str, nobody: str, tmp_path_factory: Any
+) -> Iterator[Any]:
+    """Processes that reach a login page, nobody, and that may not ask."""
     home = tmp_path_factory.mktemp("home")
-
-    def call(line: str, **environment: str) -> str:
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "hf_evcap.cli.main", *line.split()],
-            capture_output=True, text=True, env=environment_of(home, **environment), timeout=60,
-        )  # fmt: skip
-        assert done.returncode == 1 and done.stdout == ""
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        assert time.perf_counter() - start < 15  # no retries, which took 70 s
-        return done.stderr
-
-    return call
+    started = {
+        "portal": Client(environment_of(home, HF_ENDPOINT=portal)),
+        "nobody": Client(environment_of(home, HF_ENDPOINT=nobody)),
+        "offline": Client(environment_of(home, HF_HUB_OFFLINE="1")),
+    }
+    yield {**started, "home": home}
+    for client in started.values():
+        client.close()
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +119,9 @@ def repos(hub: HubServer) -> HubServer:
         ("train --model bob/nothing --dataset {tiny} --output x", ["'bob/nothing'"]),
     ],
 )
-def test_what_is_not_on_the_hub(line: str, parts: list[str], repos: HubServer, run: Callable[..., str]) -> None:
+def test_what_is_not_on_the_hub(line: str, parts: list[str], repos: HubServer, client: Client) -> None:
     before = len(repos.requests)
-    error = run(line.format(photo=PHOTO, tiny=TINY))
+    error = said(client, line)
     assert all(part in error for part in parts), error
     assert len(repos.requests) - before <= 2
 
@@ -118,49 +133,41 @@ def test_what_is_not_on_the_hub(line: str, parts: list[str], repos: HubServer, r
         ("evaluate --dataset alice/wrong-lines-table --output x", "GET"),
     ],
 )
-def test_gated_repos_and_refused_tokens(line: str, method: str, repos: HubServer, run: Callable[..., str]) -> None:
-    line = line.format(photo=PHOTO)
+def test_gated_repos_and_refused_tokens(line: str, method: str, repos: HubServer, client: Client) -> None:
     repos.fail(method, "alice/wrong-lines", status=403, code="GatedRepo")
-    error = run(line)
+    error = said(client, line)
     assert "is gated: ask for access on http" in error and "alice/wrong-lines" in error and "hf auth login" in error
     repos.fail(method, "alice/wrong-lines", status=401)
-    assert "hf auth login" in run(line)
+    assert "hf auth login" in said(client, line)
     repos.fail(method, "alice/wrong-lines", status=503)
-    assert "answered with status 503" in run(line)
+    assert "answered with status 503" in said(client, line)
 
 
 @pytest.mark.parametrize(
     "line", ["caption {photo} --model a/b", "memory info a/b", "evaluate --dataset a/b --output x"]
 )
-def test_a_login_page_and_nobody_answer(line: str, portal: str, nobody: str, run: Callable[..., str]) -> None:
-    line = line.format(photo=PHOTO)
-    error = run(line, HF_ENDPOINT=portal)
+def test_a_login_page_and_nobody_answer(line: str, lost: Any, portal: str, nobody: str) -> None:
+    error = said(lost["portal"], line)
     assert "a/b" in error and portal in error and "login page" in error
-    error = run(line, HF_ENDPOINT=nobody)
+    error = said(lost["nobody"], line)
     assert "no folder 'a/b'" in error and nobody in error and "could not be reached" in error
-    error = run(line, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE" in error
+    assert "HF_HUB_OFFLINE" in said(lost["offline"], line)
 
 
 def test_what_is_in_the_cache_serves_where_the_hub_is_not_reached(
-    hub: HubServer, nobody: str, environment_of: Callable[..., dict[str, str]], tmp_path: Path
+    hub: HubServer, lost: Any, environment_of: Callable[..., dict[str, str]]
 ) -> None:
-    """Without asking for every file again, with retries."""
-    memory = Path(TINY) / "memory"
-    files = {
-        path.relative_to(memory).as_posix(): Blob(path.read_bytes(), False)
-        for path in memory.rglob("*")
-        if path.is_file()
-    }
-    repo = Repo("dataset", "alice/wrong-lines-memory")
+    """And nothing else is asked for then, with retries."""
+    name = "alice/wrong-lines-memory"
+    repo = Repo("dataset", name)
+    files = {"memory_config.json": Blob((Path(TINY) / "memory" / "memory_config.json").read_bytes(), False)}
     repo.branches["main"] = repo.store(files, "files", None)
-    hub.repos["dataset", "alice/wrong-lines-memory"] = repo
-    words = [sys.executable, "-m", "hf_evcap.cli.main", "memory", "info", "alice/wrong-lines-memory"]
-    printed = []
-    for environment in (environment_of(tmp_path), environment_of(tmp_path, HF_ENDPOINT=nobody)):
-        start = time.perf_counter()
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
-        assert done.returncode == 0, done.stderr
-        printed.append(done.stdout)
-        assert time.perf_counter() - start < 40
-    assert printed[0] == printed[1] and "rows" in printed[0]
+    hub.repos["dataset", name] = repo
+    fetch = f"from huggingface_hub import snapshot_download\nresult = snapshot_download({name!r}, repo_type='dataset')"
+    online = Client(environment_of(lost["home"]))
+    folder = online(fetch)
+    online.close()
+    check = f"from hf_evcap.cli.sources import check_store\ncheck_store({name!r})\n{fetch}"
+    start = time.perf_counter()
+    assert lost["nobody"](check) == folder
+    assert time.perf_counter() - start < 20
