@@ -242,8 +242,7 @@ class StoreVerbs:
             print(json.dumps({**facts, **more}, ensure_ascii=False, indent=2))
             return 0
         for what, value in facts.items():
-            shown = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
-            print(f"{what:<22} {shown}")
+            print(f"{what:<22} {_words(value)}")
         if report is not None:
             print(report.to_text())
         return 0
@@ -305,6 +304,17 @@ def _held(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namesp
             return run(arguments)
 
     return held
+
+
+def _words(value: Any) -> str:
+    """A fact as a person reads it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_words, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None else str(value)
 
 
 def load_captioner(source: str | None, store: Any, device: Any = None) -> tuple[Any, Any]:

@@ -83,7 +83,14 @@ def caption_photos(
         ValueError: A photo cannot be read, or the folder holds predictions under other settings.
     """
     shards = ResumableShards(
-        folder, plan, len(data), arguments.batch_size, suffix=".jsonl", restart=arguments.restart, what="evaluation"
+        folder,
+        plan,
+        len(data),
+        arguments.batch_size,
+        suffix=".jsonl",
+        restart=arguments.restart,
+        what="evaluation",
+        finished=Path(arguments.output) / "results.json",
     )
     pending = [row for shard in shards.missing for row in shards.items_of(shard)]
     image_ids = data["image_id"]
