@@ -15,6 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
 from .torch_pickles import check_checkpoint
+from .weight_files import check_weight_file
 
 
 # In the order in which transformers looks for them.
@@ -57,6 +58,7 @@ def read_state_file(path: Path, prefixes: Iterable[str] | None = None) -> dict[s
         ValueError: The file is damaged, or holds something other than tensors.
     """
     wanted = tuple(prefixes) if prefixes is not None else ("",)
+    check_weight_file(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

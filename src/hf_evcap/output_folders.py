@@ -8,8 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .store_folder import STAGING_PREFIX, recover_folder
-from .store_lock import locked_folder
+from .whole_files import STAGING_PREFIX
 
 
 _IGNORED = (".DS_Store",)
@@ -52,6 +51,9 @@ def check_output(
     if overwrite or not folder.is_dir():
         return
     if any(folder.glob(f"{STAGING_PREFIX}*")):  # of a save that was killed: undone or completed, it may leave nothing
+        from .store_folder import recover_folder
+        from .store_lock import locked_folder
+
         with locked_folder(folder) as real:
             recover_folder(real)
     entries = sorted(path.name for path in folder.iterdir() if path.name not in _IGNORED)

@@ -42,6 +42,7 @@ class ResumableShards:
         suffix (`str`, *optional*, defaults to `".parquet"`): Ending of the shards' files.
         restart (`bool`, *optional*, defaults to `False`): Forget what an earlier run made.
         what (`str`, *optional*, defaults to `"build"`): What the work is, for messages.
+        finished (`Path`, *optional*): File that is written when all is done, for messages.
 
     Raises:
         ValueError: The folder holds shards of another plan, or other things.
@@ -56,13 +57,14 @@ class ResumableShards:
         suffix: str = ".parquet",
         restart: bool = False,
         what: str = "build",
+        finished: Path | None = None,
     ) -> None:
         if shard_size < 1:
             raise ValueError(f"`shard_size` must be at least 1, got {shard_size}.")
         self.work, self.items, self.shard_size, self.suffix = work, items, shard_size, suffix
         self.processes = process_state()
         if self.processes.is_main_process:
-            self._begin(dict(plan), restart, what)
+            self._begin(dict(plan), restart, what, finished)
         self.processes.wait_for_everyone()
         shards = range(-(-items // shard_size))
         self.files = [work / f"part-{shard:06d}{suffix}" for shard in shards]
@@ -71,19 +73,23 @@ class ResumableShards:
         self.resumed = sum(file.is_file() for file in self.files)
         self.processes.wait_for_everyone()  # all have counted before one finishes a shard
 
-    def _begin(self, plan: dict[str, Any], restart: bool, what: str) -> None:
-        """Makes the working folder, or checks that the unfinished work in it is of the same plan."""
+    def _begin(self, plan: dict[str, Any], restart: bool, what: str, finished: Path | None) -> None:
+        """Makes the working folder, or checks that the work in it is of the same plan."""
         file = self.work / PLAN_NAME
         if restart:
             self.discard()
         if file.is_file():
             earlier = json.loads(file.read_text(encoding="utf-8"))
             other = sorted(name for name in {**plan, **earlier} if plan.get(name) != earlier.get(name))
-            if other:
+            if other and any(self.work.glob(f"part-*{self.suffix}")):
+                done = finished is not None and finished.is_file() and finished.stat().st_mtime >= file.stat().st_mtime
+                state, begin = ("a finished", "Choose") if done else ("an unfinished", "Finish that one, choose")
                 raise ValueError(
-                    f"{self.work} holds an unfinished {what} that differs in {', '.join(other)}. Finish that one, "
-                    "choose another folder, or start again with `restart=True` (`--restart`)."
+                    f"{self.work} holds {state} {what} that differs in {', '.join(other)}. {begin} another folder, or "
+                    "start again with `restart=True` (`--restart`)."
                 )
+            if other:  # nothing was done by the other plan
+                write_json(file, plan)
             for left in self.work.glob("part-*.tmp"):  # of a run that was killed while it wrote
                 left.unlink()
             return

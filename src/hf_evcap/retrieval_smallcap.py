@@ -141,11 +141,11 @@ class CaptionRetriever(RowRetriever):
                 "`model.config.num_retrieved_captions`."
             )
         wanted = k if training_retrieval is None else training_retrieval.candidates(k)
-        chooses = choice is not None and choice.chooses
-        pool = wanted * _CANDIDATES if chooses else wanted
+        choice = choice if choice is not None and choice.chooses else None
+        pool = wanted if choice is None else wanted * _CANDIDATES
         scores, rows = (found[:, 0] for found in datastore.nearest(queries[:, None], pool, exclude_rows))
         kept = scores.isfinite()
-        if chooses:
+        if choice is not None:
             kept = _first(kept & _chosen(datastore, rows, kept, choice), wanted)
         if training_retrieval is not None:
             kept = training_retrieval.kept(kept, k)

@@ -68,7 +68,9 @@ def describe_rows(rows: Any, word: str) -> dict[str, Any]:
     rows_per_text = Counter(rows.texts)
     sources: Counter[str] = Counter()
     if "source" in rows.columns.column_names:
-        sources = Counter(str(source) for source in rows.columns["source"].to_pylist())
+        sources = Counter(
+            "unknown" if source is None else str(source) for source in rows.columns["source"].to_pylist()
+        )
     return {
         "rows": len(rows),
         f"{word}s": len(rows_per_text),

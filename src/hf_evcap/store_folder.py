@@ -22,9 +22,9 @@ from typing import Any
 from .hub_card import merge_cards
 from .store_lock import locked_folder
 from .store_manifest import CARD_NAME, DATA_FOLDER, INDEX_NAME, LAYERS_FOLDER, MANIFEST_NAME, own_files, state_of
+from .whole_files import STAGING_PREFIX
 
 
-STAGING_PREFIX = ".hf_evcap-save-"
 _JOURNAL = "journal.json"
 _OLD_CARD, _PINNED_CARD = "README.old.md", "README.pinned.md"
 _REPLACED = (MANIFEST_NAME, INDEX_NAME, CARD_NAME)  # have the same name in every state

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 
+STAGING_PREFIX = ".hf_evcap-save-"  # of the hidden folder in which a store's new files are written
+
+
 def write_text(file: Path, text: str) -> None:
     """Puts a text file in the place of an earlier one when it is complete."""
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
@@ -23,4 +26,4 @@ def write_json(file: Path, value: Any) -> None:
     write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-__all__ = ["write_json", "write_text"]
+__all__ = ["STAGING_PREFIX", "write_json", "write_text"]

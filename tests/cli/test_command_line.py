@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
+from transformers.utils import logging as transformers_logging
 
 import hf_evcap
 from hf_evcap import VisualNameMemory
@@ -45,9 +49,7 @@ def test_no_verb_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["sing"])
-    assert ended.value.code == 2
+    assert main(["sing"]) == 2
     assert "caption" in capsys.readouterr().err
 
 
@@ -136,7 +138,107 @@ def test_convert_memory(reference: SimpleNamespace, tmp_path: Path, capsys: pyte
 def test_a_model_of_another_kind_is_no_captioner(
     photo_paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "config.json").write_text("{}")
     other = SimpleNamespace(model=SimpleNamespace(), captions_photos=False)
     monkeypatch.setattr("transformers.pipeline", lambda *args, **kwargs: other)
-    assert main(["caption", photo_paths[0], "--model", "org/other"]) == 1
-    assert "org/other is no captioner of this package but a SimpleNamespace" in capsys.readouterr().err
+    assert main(["caption", photo_paths[0], "--model", str(tmp_path)]) == 1
+    assert f"{tmp_path} is no captioner of this package but a SimpleNamespace" in capsys.readouterr().err
+
+
+UNWRITABLE = """
+import sys
+from hf_evcap.cli import environment, main
+def say(argv):
+    print("a caf\\u00e9 with \\U0001f40c, \\u732b, a lone \\udcff and \\x1b[31mred")
+    raise ValueError("no such caf\\u00e9 \\udcff \\x1b[0m")
+environment.main = say
+sys.exit(main.main(["env"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {}],
+)
+def test_what_a_terminal_cannot_write_never_ends_a_run(environment: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, "-c", UNWRITABLE], capture_output=True, env={**os.environ, **environment})
+    out, error = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+    assert done.returncode == 1 and len(error.splitlines()) == 1
+    assert "red" in out and "\\udcff" in out and "\\u001b[31m" in out and "\x1b" not in out + error
+    assert ("caf\\xe9" in out) if environment else ("café" in out and "猫" in out)
+
+
+def test_quiet_and_verbose(tiny_dir: Path, photo_paths: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """`-q` and `-v` stand anywhere on the line; results are the same, the libraries say less or more."""
+    levels = []
+    for words in (
+        ["-q", "caption", photo_paths[0]],
+        ["caption", photo_paths[0]],
+        ["caption", photo_paths[0], "--verbose"],
+    ):
+        assert main([*words, "--model", str(tiny_dir), "--device", "cpu"]) == 0
+        levels.append(logging.getLogger("transformers").level)
+        said = capfd.readouterr()
+        assert len(said.out.splitlines()) == 1
+        if len(levels) < 3:
+            assert said.err == ""
+    assert levels == [logging.ERROR, logging.ERROR, logging.INFO]
+    transformers_logging.set_verbosity_warning()
+    transformers_logging.disable_progress_bar()
+    datasets.logging.set_verbosity_warning()
+
+
+def test_caption_with_several_memories_and_with_none(
+    photo_paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = VisualNameMemory.from_pretrained(Path(hf_evcap.default_model()) / "memory")
+    own.subset(["tabby"]).save_pretrained(tmp_path / "cats")
+    own.subset(["wild cat", "Egyptian cat"]).save_pretrained(tmp_path / "more cats")
+    words = ["caption", photo_paths[1], "--json", "--memory", str(tmp_path / "cats")]
+    assert main([*words, "--memory", str(tmp_path / "more cats")]) == 0
+    [row] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(one["name"], one["memory"]) for one in row["retrieved_names"]} >= {("tabby", "cats")}
+    assert {one["memory"] for one in row["retrieved_names"]} == {"cats", "more-cats"}
+    assert main(["caption", photo_paths[1], "--json", "--memory", "none"]) == 0
+    assert json.loads(capsys.readouterr().out)["retrieved_names"] == []
+    assert main([*words, "--memory", "none"]) == 1
+    assert "goes without others" in capsys.readouterr().err
+
+
+def test_options_of_caption_from_a_file(
+    photo_paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "caption.yaml"
+    config.write_text("memory: none\nmax-new-tokens: 3\nnames: true\n")
+    assert main(["caption", photo_paths[1], "--config", str(config)]) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert first[1] == "  names: none"
+    assert main(["caption", photo_paths[1], "--config", str(config), "--max_new_tokens", "12"]) == 0
+    assert len(capsys.readouterr().out) > len("\n".join(first)) + 1
+
+
+def test_memory_verbs_take_the_embedded_model(
+    photo_paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As all others do: `build`, `add` and `search` without --model."""
+    for name, path in (("cup", photo_paths[2]), ("raccoon", photo_paths[3])):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        shutil.copy(path, tmp_path / "photos" / name)
+    memory = str(tmp_path / "memory")
+    assert main(["memory", "build", str(tmp_path / "photos"), "--output", memory]) == 0
+    assert main(["memory", "add", memory, "tabby", photo_paths[1]]) == 0
+    capsys.readouterr()
+    assert main(["memory", "search", memory, "--photo", photo_paths[1], "-k", "1"]) == 0
+    assert capsys.readouterr().out.split() == ["1.0000", "row", "2", "tabby"]
+    assert main(["memory", "info", memory, "--plot", str(tmp_path / "plot.png")]) == 0
+    printed = capsys.readouterr().out
+    assert f"plot written to {tmp_path / 'plot.png'}" in printed and (tmp_path / "plot.png").is_file()
+    assert "licenses               none" in printed and "None" not in printed
+
+
+def test_info_of_rows_without_a_source(tiny_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = tiny_model.memory.keys[:2]
+    VisualNameMemory.from_rows(["owl", "cat"], keys, source=["mine", None]).save_pretrained(tmp_path / "memory")
+    assert main(["memory", "info", str(tmp_path / "memory")]) == 0
+    printed = capsys.readouterr().out
+    assert "sources                mine 1, unknown 1" in printed and "None" not in printed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import csv
 import json
@@ -18,6 +17,7 @@ import hf_evcap
 from hf_evcap import VisualNameMemory
 from hf_evcap.cli import build_options, datastore_build, memory_build
 from hf_evcap.cli.main import main
+from hf_evcap.cli.verb_parser import VerbParser
 from hf_evcap.datastore_building import open_captions
 from hf_evcap.hub.ready_repo import prepare_repo
 
@@ -52,7 +52,7 @@ def test_memory_folders_build_and_are_pushed_as_they_are(name: str, tmp_path: Pa
     assert DatasetCard.load(folder / "README.md").data.tags[0] == "evcap"
     ready = prepare_repo("memory", str(folder), tmp_path, f"alice/{name}")
     assert set(ready.files) == {path.name for path in folder.iterdir()} and ready.repo_type == "dataset"
-    parser = argparse.ArgumentParser()
+    parser = VerbParser()
     build = memory_build.add_parser(parser.add_subparsers())
     arguments = parser.parse_args(["build", str(folder / "recipe.yaml"), "--model", "M", "--out", "O", "--seed", "5"])
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -71,7 +71,7 @@ def test_datastore_folders_build_and_are_pushed_as_they_are(name: str, tmp_path:
     assert DatasetCard.load(folder / "README.md").data.tags[1] == "caption-datastore"
     ready = prepare_repo("datastore", str(folder), tmp_path, f"alice/{name}")
     assert set(ready.files) == {path.name for path in folder.iterdir()} and ready.repo_type == "dataset"
-    parser = argparse.ArgumentParser()
+    parser = VerbParser()
     build = datastore_build.add_parser(parser.add_subparsers())
     arguments = parser.parse_args(["build", str(folder / "recipe.yaml"), "--out", "O", "--max-tokens", "9"])
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -137,7 +137,7 @@ def test_tiny_folder_is_that_of_the_embedded_default() -> None:
 )
 def test_mistakes_in_recipes_are_named(recipe: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe)
-    parser = argparse.ArgumentParser()
+    parser = VerbParser()
     build = memory_build.add_parser(parser.add_subparsers())
     arguments = parser.parse_args(["build", str(tmp_path / "recipe.yaml"), "--model", "M", "--out", "O"])
     with pytest.raises(ValueError, match=message):
@@ -194,11 +194,11 @@ def test_damaged_memory_is_not_published(tiny_dir: Path, tmp_path: Path) -> None
         (["metric", "FOLDER", "alice/x"], "is no metric"),
         (["space", "FOLDER", "alice/x"], "has no README.md"),
         (["model", "FOLDER/none", "alice/x"], "neither a folder nor a Hub repo id"),
-        (["model", "FOLDER", "alice/x", "--card", "none.md"], "There is no card none.md"),
+        (["model", "FOLDER", "alice/x", "--card", "none.md"], "there is no file 'none.md'"),
     ],
 )
 def test_what_cannot_be_pushed_says_why(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["push", *(word.replace("FOLDER", str(tmp_path)) for word in words), "--dry-run"]) == 1
+    assert main(["push", *(word.replace("FOLDER", str(tmp_path)) for word in words), "--dry-run"]) in (1, 2)
     assert message in capsys.readouterr().err

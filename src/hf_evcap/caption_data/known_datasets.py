@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+FORMATS = ("karpathy", "coco", "nocaps", "whoops", "jsonl", "csv", "parquet", "imagefolder", "hub")
+
+
 @dataclass(frozen=True)
 class KnownDataset:
     """

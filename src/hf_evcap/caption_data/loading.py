@@ -11,12 +11,11 @@ import datasets
 from .annotation_files import Listing, detect_format, read_coco, read_csv, read_jsonl, read_karpathy
 from .caption_checks import PhotoFolder
 from .dataset_columns import open_dataset, standardize, standardize_stream
-from .known_datasets import KNOWN_DATASETS, find_annotations
+from .known_datasets import FORMATS, KNOWN_DATASETS, find_annotations
 from .listed_photos import dataset_of_listing
 from .splits import rows_of_split
 
 
-FORMATS = ("karpathy", "coco", "nocaps", "whoops", "jsonl", "csv", "parquet", "imagefolder", "hub")
 _READERS: dict[str, Callable[[Path], Listing]] = {
     "karpathy": read_karpathy,
     "coco": read_coco,

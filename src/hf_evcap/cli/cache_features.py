@@ -2,68 +2,99 @@
 
 from __future__ import annotations
 
-import argparse
-
-from .build_options import add_overwrite
+from ..caption_data import FORMATS, KNOWN_DATASETS
+from . import logs
+from .common_options import (
+    add_dataset_options,
+    add_device,
+    add_model,
+    add_output,
+    add_overwrite,
+    add_reading,
+    add_shards,
+    alias,
+)
+from .options import existing_folder, existing_path
+from .sources import check_dataset, check_model
+from .verb_parser import VerbParser
+from .yaml_config import add_config, parse_with_config
 
 
 DESCRIPTION = """Run a model's frozen vision encoder over every photo of a dataset and keep its hidden states, so that
-training reads them instead of running the encoder in every epoch:
-
-  hf-evcap cache-features --model MODEL --dataset coco-karpathy --split train --images coco --output features
-  hf-evcap train ... --feature-cache features
-
-The cache is a folder that `datasets.load_from_disk` opens. Training refuses the cache of another encoder or of another
-preprocessing of photos. Interrupted, the command goes on when it is given again. `accelerate launch -m
-hf_evcap.cli.main cache-features ...` shares the work among processes, with the same result."""
+training reads them instead of running the encoder in every epoch. The cache is a folder that `datasets.load_from_disk`
+opens. Training refuses the cache of another encoder or of another preprocessing of photos. Interrupted, the command
+goes on when it is given again. `accelerate launch -m hf_evcap.cli.main cache-features ...` shares the work among
+processes, with the same result."""
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> VerbParser:
     """Makes the verb's parser."""
-    parser = argparse.ArgumentParser(
-        prog="hf-evcap cache-features", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = VerbParser(
+        prog="hf-evcap cache-features",
+        usage="hf-evcap cache-features --dataset DATASET --output FOLDER [options]",
+        description=DESCRIPTION,
+        examples=[
+            "cache-features --model MODEL --dataset coco-karpathy --split train --images coco --output features",
+            "train --model MODEL --dataset ... --feature-cache features --output out",
+        ],
+    )
+    add_model(parser, "model whose vision encoder is used: ")
+    parser.add_argument(
+        "--dataset",
+        metavar="DATASET",
+        help=f"photos, with captions or without: {', '.join(KNOWN_DATASETS)}, a file, a folder or a Hub dataset "
+        "(required)",
+    )
+    add_output(parser, "the cache (required)", required=False)
+    parser.add_argument(
+        "--split", metavar="SPLIT", help="split, or several as train+restval (default: as `hf-evcap train`)"
     )
     parser.add_argument(
-        "--model", help="model folder or Hub id whose vision encoder is used (default: the embedded model)"
+        "--images", type=existing_folder, metavar="FOLDER", help="folder of the photos (default: the listing file's)"
     )
-    parser.add_argument("--dataset", required=True, help="benchmark, file, folder or Hub id of captioned photos")
-    parser.add_argument("--output", required=True, help="folder for the cache")
-    parser.add_argument("--split", help="split, or several as train+restval (default: as `hf-evcap train`)")
-    parser.add_argument("--images", help="folder of the photos (default: the listing file's)")
-    parser.add_argument("--annotations", help="a benchmark's listing file")
-    parser.add_argument("--format", help="format of the dataset (default: found from its content)")
-    parser.add_argument("--config-name", help="configuration of a Hub dataset")
-    parser.add_argument("--image-column", help="column of the photos (default: found by its name)")
-    parser.add_argument("--id-column", help="column of the photos' ids (default: found by its name)")
-    parser.add_argument("--dataset-revision", help="revision of a Hub dataset")
-    parser.add_argument("--revision", help="revision of the model")
+    parser.add_argument("--annotations", type=existing_path, metavar="FILE", help="a benchmark's listing file")
     parser.add_argument(
-        "--dtype",
+        "--format",
+        choices=FORMATS,
+        metavar="FORMAT",
+        help=f"format of the dataset: {', '.join(FORMATS)} (default: found from its content)",
+    )
+    add_dataset_options(parser)
+    alias(parser, "--dataset-config", "--config-name")
+    parser.add_argument("--image-column", metavar="NAME", help="column of the photos (default: found by its name)")
+    parser.add_argument("--id-column", metavar="NAME", help="column of the photos' ids (default: found by its name)")
+    parser.add_argument(
+        "--feature-dtype",
+        dest="dtype",
         choices=["float16", "float32"],
         default="float16",
-        help="precision on disk (default: %(default)s); float32 trains to the same losses as without the cache",
+        help="precision on disk; float32 trains to the same losses as without the cache",
     )
+    alias(parser, "--feature-dtype", "--dtype")
     parser.add_argument(
         "--encoder-dtype",
         choices=["auto", "float32", "float16", "bfloat16"],
         help="precision of the encoder (default: as in `hf-evcap train`, float32 on a CPU, else that of its weights)",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="photos encoded at once (default: %(default)s)")
-    parser.add_argument(
-        "--shard-size", type=int, default=512, help="photos after which progress is kept (default: %(default)s)"
-    )
-    parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="photos that cannot be read")
-    parser.add_argument(
-        "--allow-urls", action="store_true", help="fetch photos that the dataset names by their address"
-    )
+    add_device(parser)
+    add_shards(parser, 32, 512, "photos encoded at once", "photos after which progress is kept")
+    add_reading(parser)
     add_overwrite(parser)
     parser.add_argument("--restart", action="store_true", help="forget what an earlier run made")
+    add_config(parser)
+    parser.add_common()
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Makes a cache."""
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments = parse_with_config(parser, argv)
+    missing = [f"--{name}" for name in ("dataset", "output") if not getattr(arguments, name)]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    check_model(arguments.model, arguments.revision)
+    check_dataset(arguments.dataset, KNOWN_DATASETS, arguments.dataset_revision)
 
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -71,17 +102,21 @@ def main(argv: list[str] | None = None) -> int:
     import hf_evcap
 
     from ..caption_data import load_caption_data
+    from ..pipeline_loading import check_device
     from ..processes import process_state
     from ..training.feature_cache import build_feature_cache
 
+    logs.settle()
     processes = process_state()
+    check_device(arguments.device)
+    device = torch.device(arguments.device or processes.device)
     photos = load_caption_data(
         arguments.dataset,
         arguments.split,
         images=arguments.images,
         annotations=arguments.annotations,
         format=arguments.format,
-        config_name=arguments.config_name,
+        config_name=arguments.dataset_config,
         image_column=arguments.image_column,
         id_column=arguments.id_column,
         require_captions=False,
@@ -90,12 +125,12 @@ def main(argv: list[str] | None = None) -> int:
         revision=arguments.dataset_revision,
     )
     source = arguments.model or hf_evcap.default_model()
-    dtype = arguments.encoder_dtype or ("float32" if processes.device.type == "cpu" else "auto")
+    dtype = arguments.encoder_dtype or ("float32" if device.type == "cpu" else "auto")
     model = AutoModelForImageTextToText.from_pretrained(source, revision=arguments.revision, memory=False, dtype=dtype)
     if not hasattr(model, "get_vision_hidden_states"):
         raise ValueError(f"{source} is {type(model).__name__}; features are cached for EVCap and SmallCap.")
     # The language model stays where it is. Convolutions of an encoder run up to three times faster channels last.
-    model.vision_model.to(processes.device, memory_format=torch.channels_last)
+    model.vision_model.to(device, memory_format=torch.channels_last)
     processor = AutoProcessor.from_pretrained(source, revision=arguments.revision)
     report = build_feature_cache(
         model,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import glob
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,37 +12,49 @@ from typing import Any
 
 from ..photo_files import list_photos
 from ..shown_text import shown
+from . import logs
+from .common_options import (
+    add_batch_size,
+    add_device,
+    add_dtype,
+    add_generation,
+    add_memory,
+    add_model,
+    add_trust,
+)
+from .sources import check_model, check_stores
+from .verb_parser import VerbParser
+from .yaml_config import add_config, parse_with_config
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> VerbParser:
     """Makes the verb's parser."""
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="hf-evcap caption",
         description="Caption photos. A photo that cannot be read is named, the others are captioned.",
+        examples=[
+            "caption photo.jpg holiday/ '*.png' --names",
+            "caption photo.jpg --model MODEL --memory lvis --memory my-kitchen --json",
+        ],
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photo, folder of photos, glob or URL")
-    parser.add_argument("--model", help="model folder or Hub id (default: the embedded evcap-tiny)")
-    parser.add_argument("--revision", help="branch, tag or commit of the model")
-    parser.add_argument(
-        "--memory",
-        "--datastore",
-        help="memory or datastore, a folder or Hub id, org/name or org/name@revision, instead of the model's",
+    add_model(parser)
+    add_memory(
+        parser,
+        "memory or datastore instead of the model's own: folder, Hub id org/name or org/name@revision; several times: "
+        "layers that compete",
     )
-    parser.add_argument("--text", help="prompt (default: the model's)")
-    parser.add_argument("--num-beams", type=int, help="beams of the search (default: the model's)")
-    parser.add_argument("--max-new-tokens", type=int, help="longest caption in tokens (default: the model's)")
-    parser.add_argument("--batch-size", type=int, default=8, help="photos captioned at once (default: 8)")
+    add_generation(parser)
+    add_batch_size(parser, 8)
     parser.add_argument(
         "--names", action="store_true", help="also print the names or captions that were retrieved, with scores"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object a photo")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first accelerator)")
-    parser.add_argument(
-        "--dtype", help="float32, bfloat16 or float16 (default: as saved; float32 for the embedded model)"
-    )
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run code that comes with a Hub repo of another model family"
-    )
+    add_device(parser)
+    add_dtype(parser)
+    add_trust(parser)
+    add_config(parser)
+    parser.add_common()
     return parser
 
 
@@ -55,32 +66,37 @@ def find_photos(patterns: Iterable[str]) -> list[str]:
         patterns (`Iterable[str]`): What the user named.
 
     Raises:
-        FileNotFoundError: A folder or glob holds no photo. A missing file is left to be reported with the others.
+        FileNotFoundError: A folder or glob holds no photo, or nothing that was named is there. A file that is missing
+            among others is left to be reported with them.
     """
     photos: list[str] = []
     for pattern in patterns:
         if os.path.isdir(pattern):
             found = list_photos(pattern)
-        elif os.path.exists(pattern) or not glob.has_magic(pattern) or pattern.startswith(("http://", "https://")):
+        elif os.path.exists(pattern) or not glob.has_magic(pattern) or _is_address(pattern):
             found = [pattern]
         else:
             found = sorted(glob.glob(pattern, recursive=True))
         if not found:
             raise FileNotFoundError(f"No photos match {pattern!r}.")
         photos += found
+    if not any(_is_address(photo) or os.path.exists(photo) for photo in photos):
+        others = f" (nor any of {len(photos) - 1} others)" if len(photos) > 1 else ""
+        raise FileNotFoundError(f"There is no photo {photos[0]!r}{others}; give files, folders, globs or URLs.")
     return photos
+
+
+def _is_address(photo: str) -> bool:
+    return photo.startswith(("http://", "https://", "data:"))
 
 
 def caption(arguments: argparse.Namespace, photos: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields each photo with the pipeline's answer for it, in order."""
-    import transformers
     from tqdm import tqdm
 
     from ..pipeline_loading import load_pipeline
 
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("hf_evcap").setLevel(logging.ERROR)  # what is skipped is reported in the answers
+    logs.settle(hushed=True)  # what is skipped is reported in the answers
     pipe = load_pipeline(
         arguments.model,
         revision=arguments.revision,
@@ -91,17 +107,19 @@ def caption(arguments: argparse.Namespace, photos: list[str]) -> Iterator[tuple[
     )
     options = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.max_new_tokens, "text": arguments.text}
     given = {name: value for name, value in options.items() if value is not None}
-    batch_size = max(1, min(arguments.batch_size, len(photos)))
+    batch_size = min(arguments.batch_size, len(photos))
     answers = pipe((photo for photo in photos), batch_size=batch_size, on_error="skip", **given)
-    hidden = len(photos) <= batch_size or not sys.stderr.isatty()
+    hidden = len(photos) <= batch_size or not sys.stderr.isatty() or not logs.bars_shown()
     for photo, answer in zip(photos, tqdm(answers, total=len(photos), unit="photo", disable=hidden), strict=True):
         yield photo, answer[0]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Captions photos; 1 if one of them could not be read."""
-    arguments = make_parser().parse_args(argv)
+    arguments = parse_with_config(make_parser(), argv)
     photos = find_photos(arguments.photos)
+    check_model(arguments.model, arguments.revision)
+    check_stores(arguments.memory)
     failed = 0
     for photo, answer in caption(arguments, photos):
         if answer.get("error"):

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-import argparse
+import difflib
 import shutil
 from pathlib import Path
 
-
-EXAMPLES = """examples:
-  hf-evcap configs                                        what there is
-  hf-evcap configs evcap-vicuna-13b                       where it lies
-  hf-evcap configs memories/template --output my-memory   a copy to edit
-  accelerate launch --config_file "$(hf-evcap configs accelerate/fsdp)" -m hf_evcap.cli.main train ..."""
+from ..hub.ready_configs import find_config, list_configs
+from .common_options import alias
+from .verb_parser import VerbParser
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> VerbParser:
     """Makes the verb's parser."""
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="hf-evcap configs",
         description="List the configurations and training recipes of the package, find one, or copy it.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=[
+            "configs                                        what there is",
+            "configs evcap-vicuna-13b                       where it lies",
+            "configs memories/template --output my-memory   a copy to edit",
+        ],
+        epilog='  accelerate launch --config_file "$(hf-evcap configs accelerate/fsdp)" \\\n'
+        "      -m hf_evcap.cli.main train ...",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="print the path of this one")
     parser.add_argument("--output", metavar="PATH", type=Path, help="copy it there instead; must not exist")
+    alias(parser, "--output", "--out")
+    parser.add_common()
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Lists, finds or copies."""
-    from ..hub.ready_configs import find_config, list_configs
-    from ..training.recipe_presets import list_recipes
-
     parser = make_parser()
     arguments = parser.parse_args(argv)
+    from ..training.recipe_presets import list_recipes
+
     if arguments.name is None:
         if arguments.output is not None:
             parser.error("--output needs the NAME of what to copy; `hf-evcap configs` lists them")
         for title, entries in (
-            ("configurations (--config NAME, `hf-evcap push`, `memory build`, `accelerate launch`)", list_configs()),
+            (
+                "configurations (--model-config NAME, `hf-evcap push`, `memory build`, `accelerate launch`)",
+                list_configs(),
+            ),
             ("training recipes (`hf-evcap train --recipe NAME`)", list_recipes()),
         ):
             print(f"{title}:")
@@ -47,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"  {name:<{width}}  {what}")
         return 0
     if arguments.name not in list_configs():
-        raise ValueError(f"There is no configuration {arguments.name!r}; `hf-evcap configs` lists them.")
+        near = difflib.get_close_matches(arguments.name, list_configs(), n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"There is no configuration {arguments.name!r}; `hf-evcap configs` lists them.{meant}")
     source = Path(find_config(arguments.name))
     if arguments.output is None:
         print(source)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import platform
+
+from .verb_parser import VerbParser
 
 
 _PACKAGES = (
@@ -24,9 +25,13 @@ _PACKAGES = (
 )
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> VerbParser:
     """Makes the verb's parser."""
-    return argparse.ArgumentParser(prog="hf-evcap env", description="Print versions and devices for a bug report.")
+    parser = VerbParser(
+        prog="hf-evcap env", description="Print versions and devices for a bug report.", examples=["env"]
+    )
+    parser.add_common()
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

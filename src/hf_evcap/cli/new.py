@@ -9,30 +9,42 @@ from typing import Any
 
 from ..output_folders import check_output
 from ..photo_files import list_photos
-from .build_options import add_overwrite
+from . import logs
+from .common_options import add_output, add_overwrite, add_seed, alias
+from .options import dtype_or_auto, existing_file, start
+from .sources import check_part, check_store
+from .verb_parser import VerbParser
+from .yaml_config import read_yaml
 
 
 _PHOTOS_TO_FIT = 2000
 
-EXAMPLES = """examples:
-  hf-evcap new evcap --encoder Salesforce/blip2-flan-t5-xxl --language-model lmsys/vicuna-13b-v1.3 --out evcap-13b
-  hf-evcap new evcap --encoder google/siglip-base-patch16-224 --language-model HuggingFaceTB/SmolLM2-135M-Instruct \\
-      --chat-template --fit-vision-space photos/ --out evcap-small
-  hf-evcap new smallcap --encoder openai/clip-vit-base-patch32 --decoder openai-community/gpt2 --out smallcap"""
+EVCAP_EXAMPLES = (
+    "new evcap --encoder Salesforce/blip2-flan-t5-xxl --language-model lmsys/vicuna-13b-v1.3 --output evcap-13b",
+    "new evcap --encoder google/siglip-base-patch16-224 --language-model HuggingFaceTB/SmolLM2-135M-Instruct \\\n"
+    "      --chat-template --fit-vision-space photos/ --output evcap-small",
+)
+SMALLCAP_EXAMPLES = (
+    "new smallcap --encoder openai/clip-vit-base-patch32 --decoder openai-community/gpt2 --output smallcap",
+)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> VerbParser:
     """Makes the verb's parser."""
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="hf-evcap new",
         description="Put a captioner together from pretrained parts, ready to be trained. An ID is a folder or a Hub "
-        "repo, 'org/name' or 'org/name@revision'.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "repo, org/name or org/name@revision.",
+        examples=[*EVCAP_EXAMPLES, *SMALLCAP_EXAMPLES],
+        epilog="`hf-evcap new KIND --help` tells a kind's options.",
     )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", title="kinds")
     evcap = kinds.add_parser(
-        "evcap", help="an EVCap", description="Put an EVCap together from an encoder and a language model."
+        "evcap",
+        help="an EVCap",
+        description="Put an EVCap together from an encoder and a language model. An ID is a folder or a Hub repo, "
+        "org/name or org/name@revision.",
+        examples=EVCAP_EXAMPLES,
     )
     evcap.add_argument(
         "--encoder",
@@ -41,19 +53,22 @@ def make_parser() -> argparse.ArgumentParser:
         help="a BLIP-2, an EVCap (to change its language model), a vision tower (SigLIP, CLIP, DINOv2, ViT, ...), or "
         "a .pth file of an EfficientNet-Lite",
     )
-    evcap.add_argument("--memory", help="memory folder or Hub id to go with the model")
+    _add_parts(evcap, "--language-model", "any that AutoModelForCausalLM knows, or a .gguf file")
+    evcap.add_argument("--memory", metavar="MEMORY", help="memory to go with the model: folder or Hub id")
     evcap.add_argument(
         "--fusion-init",
+        type=start("blip2"),
         metavar="blip2|random:SEED|ID",
         help="what the fusion Q-Former starts from: the image Q-Former, chance, or an EVCap, a BLIP-2 or a BERT "
         "(default: an EVCap's own, else blip2, or random where the image Q-Former is)",
     )
     evcap.add_argument(
         "--qformer-init",
+        type=start(),
         metavar="random:SEED|ID",
         default="random:0",
         help="what the image Q-Former of a vision tower starts from: chance, a BERT as BLIP-2 began, or the BLIP-2 or "
-        "EVCap of the same tower (default: %(default)s)",
+        "EVCap of the same tower",
     )
     evcap.add_argument(
         "--name-tokenizer",
@@ -64,12 +79,20 @@ def make_parser() -> argparse.ArgumentParser:
     evcap.add_argument(
         "--chat-template", action="store_true", help="prompt as the language model's chat template says"
     )
-    evcap.add_argument("--prompt", help="what the language model is asked (default: the paper's)")
-    evcap.add_argument("--prompt-template", metavar="TEXT", help="text around it, with {image} and {prompt}")
+    evcap.add_argument("--prompt", metavar="TEXT", help="what the language model is asked (default: the paper's)")
+    evcap.add_argument(
+        "--prompt-template",
+        metavar="TEXT",
+        help="text around it, with {image} and {prompt} (default: the paper's, or of --chat-template)",
+    )
     evcap.add_argument("--caption-end", metavar="TEXT", help="what ends a caption (default: the paper's newline)")
-    _add_common(evcap, "--language-model", "any that AutoModelForCausalLM knows, or a .gguf file")
+    _add_common(evcap)
     smallcap = kinds.add_parser(
-        "smallcap", help="a SmallCap", description="Put a SmallCap together from a vision encoder and a decoder."
+        "smallcap",
+        help="a SmallCap",
+        description="Put a SmallCap together from a vision encoder and a decoder. An ID is a folder or a Hub repo, "
+        "org/name or org/name@revision.",
+        examples=SMALLCAP_EXAMPLES,
     )
     smallcap.add_argument(
         "--encoder",
@@ -77,62 +100,83 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="ID",
         help="a CLIP, another vision tower, or a .pth file of an EfficientNet-Lite",
     )
-    smallcap.add_argument("--datastore", dest="memory", help="datastore folder or Hub id to go with the model")
-    smallcap.add_argument("--seed", type=int, default=0, help="of the cross-attention (default: %(default)s)")
-    _add_common(smallcap, "--decoder", "a GPT-2, OPT, Llama, Qwen, Mistral, Gemma, XGLM, ... or a .gguf file")
+    _add_parts(smallcap, "--decoder", "a GPT-2, OPT, Llama, Qwen, Mistral, Gemma, XGLM, ... or a .gguf file")
+    smallcap.add_argument("--memory", metavar="DATASTORE", help="datastore to go with the model: folder or Hub id")
+    alias(smallcap, "--memory", "--datastore")
+    add_seed(smallcap, "the cross-attention")
+    _add_common(smallcap)
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, language_model: str, which: str) -> None:
+def _add_parts(parser: VerbParser, language_model: str, which: str) -> None:
     parser.add_argument(language_model, dest="language_model", required=True, metavar="ID", help=which)
     parser.add_argument("--gguf-file", metavar="FILE", help="GGUF file in it that holds the weights")
+
+
+def _add_common(parser: VerbParser) -> None:
     parser.add_argument(
         "--fit-vision-space",
         metavar="PHOTOS",
         help="photos to which the retrieval space of a vision tower is fitted, a folder or a dataset as for `hf-evcap "
         "train`; the first 2,000 of them (default: its pooled features are compared as they are)",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the model")
+    add_output(parser, "the model")
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="further fields of the model's config, a JSON or YAML file"
+        "--model-config",
+        dest="config",
+        type=existing_file,
+        metavar="FILE",
+        help="further fields of the model's config, a JSON or YAML file",
     )
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: the language model's)")
+    alias(parser, "--model-config", "--config")
+    parser.add_argument(
+        "--dtype",
+        type=dtype_or_auto,
+        default="auto",
+        metavar="DTYPE",
+        help="float32, bfloat16 or float16 (default: the language model's)",
+    )
     parser.add_argument(
         "--frozen",
         choices=("reference", "copy"),
         help="parts from the Hub: only name them, with commit and SHA-256, or copy them (default: reference)",
     )
     add_overwrite(parser)
+    parser.add_common()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Assembles and saves."""
     arguments = make_parser().parse_args(argv)
-    check_output(arguments.out, arguments.overwrite)
-    assembly, model_class = _assemble(arguments)
+    output = Path(arguments.output)
+    check_output(output, arguments.overwrite)
+    fields = _read_fields(arguments.config)
+    check_store(arguments.memory, "memory" if arguments.kind == "evcap" else "datastore")
+    check_part(arguments.encoder)
+    check_part(arguments.language_model, arguments.gguf_file)
+    logs.settle()
+    assembly, model_class = _assemble(arguments, fields)
     model = assembly.load(model_class, arguments.memory)
-    model.save_pretrained(arguments.out, frozen=arguments.frozen)
-    assembly.processor.save_pretrained(arguments.out)
+    model.save_pretrained(output, frozen=arguments.frozen)
+    assembly.processor.save_pretrained(output)
     from ..hub.model_card import write_model_card
 
-    write_model_card(arguments.out, repo_id=arguments.out.name, memory=model.memory)
-    print(_describe(model, arguments.out))
+    write_model_card(output, repo_id=output.name, memory=model.memory)
+    print(_describe(model, output))
     return 0
 
 
-def _read_fields(file: Path | None) -> dict[str, Any]:
+def _read_fields(file: str | None) -> dict[str, Any]:
     if file is None:
         return {}
-    import yaml
-
-    fields = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML, too
+    fields = read_yaml(file)  # JSON is YAML, too
     if not isinstance(fields, dict):
         raise ValueError(f"{file} must hold a mapping of config fields, such as `num_name_query_tokens: 16`.")
     return fields
 
 
-def _assemble(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    options = {"gguf_file": arguments.gguf_file, "dtype": arguments.dtype, **_read_fields(arguments.config)}
+def _assemble(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[Any, Any]:
+    options = {"gguf_file": arguments.gguf_file, "dtype": arguments.dtype, **fields}
     if arguments.fit_vision_space is not None:
         options["vision_space_photos"] = _photos(arguments.fit_vision_space)
     parts = (arguments.encoder, arguments.language_model)
@@ -179,5 +223,5 @@ def _describe(model: Any, out: Path) -> str:
         lines.append(f"Its Q-Formers are untrained: train them, `hf-evcap train --model {out} --policy qformers ...`.")
     if model.memory is None:
         word, what = model.memory_class.store_word, "CAPTIONS" if model.memory_folder == "datastore" else "PHOTOS"
-        lines.append(f"It has no {word} yet: `hf-evcap {word} build {what} --model {out} --out {word.upper()}`.")
+        lines.append(f"It has no {word} yet: `hf-evcap {word} build {what} --model {out} --output {word.upper()}`.")
     return "\n".join(lines)

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
 
+from ..hub.ready_configs import find_config
+from . import logs
+from .options import existing_file, repo_id
+from .sources import check_model, check_store
+from .verb_parser import VerbParser
 
-def make_parser() -> argparse.ArgumentParser:
+
+KINDS = ("model", "memory", "datastore", "metric", "space")
+
+
+def make_parser() -> VerbParser:
     """Makes the verb's parser."""
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="hf-evcap push",
         description="Publish a whole, working repo on the Hub in one commit: files, code and card. Text that people "
         "wrote around the generated block of the repo's card stays. Of SOURCE only what hf-evcap wrote goes up, with "
         "READMEs and licences; what is left out is listed.",
+        examples=[
+            "push model out me/my-captioner --dry-run",
+            "push memory kitchen me/kitchen --card ABOUT.md --private",
+            "push model default me/evcap-tiny",
+        ],
         epilog="Log in with `hf auth login` first, or set HF_TOKEN.",
     )
-    parser.add_argument("kind", choices=("model", "memory", "datastore", "metric", "space"), help="what SOURCE is")
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=f"what SOURCE is: {', '.join(KINDS)}")
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder, a Hub id or a name of `hf-evcap configs`; 'default' for the embedded model; a metric's name",
+        help="a folder, a Hub id or a name of `hf-evcap configs`; `default` for the embedded model; a metric's name",
     )
-    parser.add_argument("repo", metavar="REPO", help="where to, such as user/name")
+    parser.add_argument("repo", type=repo_id, metavar="REPO", help="where to, such as user/name")
     parser.add_argument(
-        "--card", type=Path, help="Markdown file with words of yours, put in front of the generated card"
+        "--card",
+        type=existing_file,
+        metavar="FILE",
+        help="Markdown file with words of yours, put in front of the generated card",
     )
     parser.add_argument(
         "--frozen",
@@ -38,26 +55,50 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="also upload such files of SOURCE ('notes/*.md'); hidden files, keys, optimizer states and links that "
+        help="also upload such files of SOURCE (`notes/*.md`); hidden files, keys, optimizer states and links that "
         "leave the folder never are",
     )
     parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--revision", help="branch to commit to; made if it does not exist")
-    parser.add_argument("--commit-message", help="title of the commit")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to; made if it does not exist")
+    parser.add_argument("--commit-message", metavar="TEXT", help="title of the commit (default: Upload KIND)")
     parser.add_argument("--token", help="access token (default: that of `hf auth login`)")
     parser.add_argument("--dry-run", action="store_true", help="list files and sizes, upload nothing")
+    parser.add_common()
     return parser
+
+
+def check_source(kind: str, source: str) -> None:
+    """Refuses a folder that is not of its kind, or one word that names nothing, before anything is loaded."""
+    from ..metrics import METRICS
+
+    if (kind == "model" and source == "default") or (kind == "metric" and source in METRICS):
+        return
+    if kind == "metric" and not os.path.isdir(source):
+        raise FileNotFoundError(f"There is no metric {source!r}; there are {', '.join(METRICS)}.")
+    folder = find_config(source)
+    if not os.path.isdir(folder):
+        if kind in ("model", "memory", "datastore"):
+            check_model(folder) if kind == "model" else check_store(folder, kind)
+        return
+    if kind == "model":
+        check_model(folder)
+    elif kind != "metric" and kind != "space" and not os.path.isfile(os.path.join(folder, "recipe.yaml")):
+        check_store(folder, kind)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Makes the folder ready, and uploads or lists it."""
     arguments = make_parser().parse_args(argv)
+    check_source(arguments.kind, arguments.source)
+    if arguments.frozen is not None and arguments.kind != "model":
+        raise ValueError(f"--frozen is for models; {arguments.source} is to be a {arguments.kind}.")
     import hf_evcap
 
     from ..hub.ready_repo import prepare_repo
     from ..hub_upload import upload_in_one_commit
 
+    logs.settle()
     source = arguments.source
     if arguments.kind == "model" and source == "default":
         source = hf_evcap.default_model()
@@ -67,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
             source,
             Path(folder),
             arguments.repo,
-            arguments.card,
+            arguments.card and Path(arguments.card),
             frozen=arguments.frozen,
             include=arguments.include,
         )

@@ -7,12 +7,16 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ..output_folders import check_output
-from .build_options import add_overwrite
+from . import logs
+from .build_options import add_key_dtype
+from .common_options import add_device, add_output, add_overwrite
+from .options import regex, repo_id, row_ids
+from .sources import check_model, check_store
 
 
 class StoreVerbs:
@@ -41,65 +45,120 @@ class StoreVerbs:
 
     # Parsers
 
-    def add_verb(self, verbs: Any, name: str, run: Callable, help: str, *, out: bool = False) -> Any:
-        """Adds the parser of one action."""
-        made = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    def add_verb(
+        self, verbs: Any, name: str, run: Callable, help: str, *, out: bool = False, examples: Sequence[str] = ()
+    ) -> Any:
+        """Adds the parser of one action; `finish` completes all of them."""
+        examples = [f"{self.kind} {name} {example}" for example in examples]
+        made = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", examples=examples)
         made.add_argument("store", metavar=self.kind.upper(), help=self.help)
         if out:
-            kind = self.kind.upper()
-            made.add_argument("--out", help=f"folder for the result (default: {kind} itself, if it is a folder)")
+            add_output(made, "the result", required=False, default=f"{self.kind.upper()} itself, if it is a folder")
             add_overwrite(made)
         made.set_defaults(run=_held(run) if out else run)
         return made
 
+    @staticmethod
+    def finish(verbs: Any) -> None:
+        """Adds to all actions the options that every verb has."""
+        for parser in verbs.choices.values():
+            parser.add_common()
+
+    def add_encoder(self, parser: Any, needed_for: str = "") -> None:
+        """Adds the model whose encoder built a store, and where it runs."""
+        said = f", for {needed_for}" if needed_for else ""
+        default = " (default: the embedded evcap-tiny)" if self.kind == "memory" else ""
+        parser.add_argument(
+            "--model",
+            metavar="MODEL",
+            help=f"model whose encoder built the {self.kind}: folder or Hub id org/name{said}{default}",
+        )
+        add_device(parser)
+
     def add_common_verbs(self, verbs: Any) -> None:
         """Adds the parsers of the actions that both kinds have."""
         kind, text = self.kind, self.text
+        one = "whisk" if text == "name" else "'a whisk in a bowl'"
         remove = self.add_verb(
-            verbs, "remove", self.remove, f"remove {text}s, or those of their rows that the options name", out=True
+            verbs,
+            "remove",
+            self.remove,
+            f"remove {text}s, or those of their rows that the options name",
+            out=True,
+            examples=[f"kitchen {one}", f"kitchen {one} --source mine", "kitchen --rows 3,8-10 --output smaller"],
         )
-        remove.add_argument("texts", nargs="*", metavar=text.upper())
+        remove.add_argument("texts", nargs="*", metavar=text.upper(), help=f"{text}s to remove")
         for column, meaning in self.selecting.items():
             option = f"--{column.replace('_', '-')}"
             remove.add_argument(option, action="append", metavar=column.upper(), help=f"only rows {meaning}")
-        remove.add_argument("--rows", metavar="IDS", help="only rows with these ids, such as 3,8-10")
-        merge = self.add_verb(verbs, "merge", self.merge, "add the rows of others", out=True)
+        remove.add_argument("--rows", type=row_ids, metavar="IDS", help="only rows with these ids, such as 3,8-10")
+        merge = self.add_verb(
+            verbs, "merge", self.merge, "add the rows of others", out=True, examples=["lvis kitchen --output both"]
+        )
         merge.add_argument("others", nargs="+", metavar="OTHER", help=self.help)
-        subset = self.add_verb(verbs, "subset", self.subset, f"keep some {text}s", out=True)
-        subset.add_argument("texts", nargs="*", metavar=text.upper())
-        subset.add_argument("--match", metavar="REGEX", help=f"{text}s in which the expression is found")
+        subset = self.add_verb(
+            verbs,
+            "subset",
+            self.subset,
+            f"keep some {text}s",
+            out=True,
+            examples=[f"kitchen {one} --output smaller", "kitchen --match '^w' --output smaller"],
+        )
+        subset.add_argument("texts", nargs="*", metavar=text.upper(), help=f"{text}s to keep")
+        subset.add_argument(
+            "--match", type=regex, metavar="REGEX", help=f"also keep {text}s in which the expression is found"
+        )
         upper = kind.upper()
         diff = self.add_verb(
-            verbs, "diff", self.diff, f"list {text}s and rows added, removed and changed from {upper} to OTHER"
+            verbs,
+            "diff",
+            self.diff,
+            f"list {text}s and rows added, removed and changed from {upper} to OTHER",
+            examples=["kitchen me/kitchen@v1"],
         )
         diff.add_argument("other", metavar="OTHER", help=self.help)
         diff.add_argument("--json", action="store_true", help="print JSON")
-        self.add_verb(verbs, "verify", self.verify, "check rows, hashes and index")
+        self.add_verb(verbs, "verify", self.verify, "check rows, hashes and index", examples=["kitchen"])
         push = self.add_verb(
-            verbs, "push", self.push, f"upload to the Hub as a dataset, as `hf-evcap push {kind}` does"
+            verbs,
+            "push",
+            self.push,
+            f"upload to the Hub as a dataset, as `hf-evcap push {kind}` does",
+            examples=["kitchen me/kitchen --private"],
         )
-        push.add_argument("repo", metavar="ORG/NAME")
-        push.add_argument("options", nargs=argparse.REMAINDER, help="of `hf-evcap push`: --private, --dry-run, ...")
-        pull = self.add_verb(verbs, "pull", self.pull, f"download and check a {kind}")
-        pull.add_argument("--out", required=True, help="folder for it")
+        push.add_argument("repo", type=repo_id, metavar="REPO", help="where to, such as user/name")
+        push.add_argument(
+            "options",
+            nargs=argparse.REMAINDER,
+            metavar="...",
+            help=f"options of `hf-evcap push {kind}`: --private, --dry-run, ...",
+        )
+        pull = self.add_verb(
+            verbs, "pull", self.pull, f"download and check a {kind}", examples=["me/kitchen --output kitchen"]
+        )
+        add_output(pull, "it")
         add_overwrite(pull)
 
     def add_info(self, verbs: Any) -> Any:
         """Adds the parser of `info`."""
-        info = self.add_verb(verbs, "info", self.info, f"say what a {self.kind} holds")
+        info = self.add_verb(
+            verbs, "info", self.info, f"say what a {self.kind} holds", examples=["kitchen", "kitchen --json"]
+        )
         info.add_argument("--json", action="store_true", help="print JSON")
         return info
 
     @staticmethod
     def add_conversions(parser: Any) -> None:
         """Adds the options of `convert`."""
-        parser.add_argument("--dtype", choices=["float32", "float16"], help="of the kept keys")
-        parser.add_argument("--index", help="FAISS factory string, or `auto` to choose by size")
+        add_key_dtype(parser)
+        parser.add_argument("--index", metavar="FACTORY", help="FAISS factory string, or `auto` to choose by size")
 
     # Loading and saving
 
     def load(self, source: str) -> Any:
         """Loads and checks a store."""
+        check_store(source, self.kind)
+        logs.settle()
         store = self.store_class.from_pretrained(source)
         if not isinstance(store, self.store_class):
             raise ValueError(f"{source} holds layers; name one of them: {source}/layers/{next(iter(store))}.")
@@ -107,10 +166,10 @@ class StoreVerbs:
 
     @staticmethod
     def save(store: Any, arguments: argparse.Namespace) -> int:
-        """Writes a store to `--out`, or in place."""
-        out = arguments.out or arguments.store
-        if arguments.out is None and not os.path.isdir(out):
-            raise ValueError(f"{arguments.store} is not a folder; say with --out where the result shall go.")
+        """Writes a store to `--output`, or in place."""
+        out = arguments.output or arguments.store
+        if arguments.output is None and not os.path.isdir(out):
+            raise ValueError(f"{arguments.store} is not a folder; say with --output where the result shall go.")
         if os.path.realpath(out) != os.path.realpath(arguments.store):
             check_output(out, arguments.overwrite)
         store.save_pretrained(out)
@@ -126,8 +185,11 @@ class StoreVerbs:
         """`remove`."""
         given = {column: getattr(arguments, column) for column in self.selecting}
         columns = {column: values for column, values in given.items() if values is not None}
-        rows = None if arguments.rows is None else _row_ids(arguments.rows)
-        return self.save(self.load(arguments.store).remove(arguments.texts or None, rows=rows, **columns), arguments)
+        if not arguments.texts and not columns and arguments.rows is None:
+            options = ", ".join(f"--{column.replace('_', '-')}" for column in self.selecting)
+            raise ValueError(f"Say what to remove: {self.text}s, {options} or --rows.")
+        store = self.load(arguments.store)
+        return self.save(store.remove(arguments.texts or None, rows=arguments.rows, **columns), arguments)
 
     def merge(self, arguments: argparse.Namespace) -> int:
         """`merge`."""
@@ -180,8 +242,7 @@ class StoreVerbs:
             print(json.dumps({**facts, **more}, ensure_ascii=False, indent=2))
             return 0
         for what, value in facts.items():
-            shown = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
-            print(f"{what:<22} {shown}")
+            print(f"{what:<22} {_words(value)}")
         if report is not None:
             print(report.to_text())
         return 0
@@ -236,7 +297,7 @@ def _held(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namesp
     def held(arguments: argparse.Namespace) -> int:
         from ..store_lock import locked_folder
 
-        target = arguments.out or arguments.store
+        target = arguments.output or arguments.store
         if not os.path.isdir(target):
             return run(arguments)
         with locked_folder(target):
@@ -245,35 +306,51 @@ def _held(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namesp
     return held
 
 
-def _row_ids(text: str) -> list[int]:
-    """Row ids written as `3,8-10`."""
-    rows: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if found is None:
-            raise ValueError(f"Expected row ids such as 3,8-10; got {text!r}.")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last - first > 10**7:
-            raise ValueError(f"{text!r} names more rows than there can be.")
-        rows.extend(range(first, last + 1))
-    return rows
+def _words(value: Any) -> str:
+    """A fact as a person reads it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_words, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None else str(value)
 
 
-def load_captioner(source: str | None, store: Any) -> tuple[Any, Any]:
+def load_captioner(source: str | None, store: Any, device: Any = None) -> tuple[Any, Any]:
     """
     Loads the model whose encoder built a store, and its processor, and attaches the store.
 
+    Args:
+        source (`str`, *optional*): Folder or Hub id; the embedded model when absent, which takes memories.
+        store ([`RetrievalStore`]): Attached.
+        device (*optional*): Where the model runs; the first accelerator when absent.
+
     Raises:
-        ValueError: No model was named, or it is of another encoder.
+        ValueError: The model is of another encoder, or none was named for a datastore.
     """
-    if source is None:
+    if source is None and store.store_word != "memory":
         raise ValueError(f"Give --model, the model whose encoder built the {store.store_word}.")
+    check_model(source)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(source, memory=False).eval()
-    processor = AutoProcessor.from_pretrained(source)
+    import hf_evcap
+
+    from ..pipeline_loading import check_device
+    from ..processes import process_state
+
+    check_device(device)
+    device = device or process_state().device
+    named = source or hf_evcap.default_model()
+    model = AutoModelForImageTextToText.from_pretrained(named, memory=False).to(device).eval()
+    processor = AutoProcessor.from_pretrained(named)
     own = getattr(processor, "name_tokenizer", None)
-    model.set_memory(store, **({} if own is None else {"name_tokenizer": own}))
+    try:
+        model.set_memory(store, **({} if own is None else {"name_tokenizer": own}))
+    except ValueError as error:
+        if source is not None:
+            raise
+        raise ValueError(f"Give --model: the embedded model did not build this memory. {error}") from error
     return model, processor
 
 

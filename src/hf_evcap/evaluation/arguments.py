@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .scoring import METRICS
-from .variants import ABLATIONS
+
+METRICS = (
+    "cider", "bleu", "rouge_l", "meteor", "spice", "clip_score", "name_hallucination", "novel_object_recall",
+    "retrieval_recall",
+)  # fmt: skip
+ABLATIONS = ("memory", "names", "rule", "rejection", "beams")
 
 
 @dataclass
@@ -18,7 +22,8 @@ class EvaluationArguments:
         output (`str`): Folder of the results. An interrupted evaluation goes on in it.
         model (`str`, *optional*): Folder or Hub id; the embedded default when absent.
         revision (`str`, *optional*): Of the model.
-        memory (`str`, *optional*): Memory or datastore instead of the model's own; `"none"` for none.
+        memory (`str` or `list[str]`, *optional*): Memory or datastore instead of the model's own, several memories as
+            layers; `"none"` for none.
         predictions (`str`, *optional*): COCO-format JSON of captions to score instead of captioning.
         split, images, annotations, format, config_name, dataset_revision, image_column, caption_column, id_column,
             domain_column (`str`, *optional*): See [`~caption_data.load_caption_data`].
@@ -55,7 +60,7 @@ class EvaluationArguments:
     output: str
     model: str | None = None
     revision: str | None = None
-    memory: str | None = None
+    memory: str | list[str] | None = None
     predictions: str | None = None
     split: str | None = None
     images: str | None = None

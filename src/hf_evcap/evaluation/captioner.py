@@ -13,11 +13,11 @@ import datasets
 import torch
 from tqdm import tqdm
 
-from ..pipeline_loading import load_pipeline
+from ..pipeline_loading import load_pipeline, number_field
 from ..processes import process_state
 from ..resumable_shards import ResumableShards
 from ..weight_fingerprint import hash_tensors
-from .variants import Variant, applied, number_field, retrieve_nothing
+from .variants import Variant, applied
 
 
 def evaluated_pipeline(arguments: Any) -> Any:
@@ -27,19 +27,14 @@ def evaluated_pipeline(arguments: Any) -> Any:
     Args:
         arguments ([`EvaluationArguments`]): Its model, memory, device and dtype.
     """
-    pipe = load_pipeline(
+    return load_pipeline(
         arguments.model,
         revision=arguments.revision,
-        memory=None if arguments.memory == "none" else arguments.memory,
+        memory=arguments.memory,
         device=arguments.device or process_state().device,
         dtype=arguments.dtype,
         trust_remote_code=arguments.trust_remote_code,
     )
-    if arguments.memory == "none":
-        pipe.model.set_memory(None)
-        for name, value in retrieve_nothing(pipe.model.config).items():
-            setattr(pipe.model.config, name, value)
-    return pipe
 
 
 class _Photos(torch.utils.data.Dataset):
@@ -88,7 +83,14 @@ def caption_photos(
         ValueError: A photo cannot be read, or the folder holds predictions under other settings.
     """
     shards = ResumableShards(
-        folder, plan, len(data), arguments.batch_size, suffix=".jsonl", restart=arguments.restart, what="evaluation"
+        folder,
+        plan,
+        len(data),
+        arguments.batch_size,
+        suffix=".jsonl",
+        restart=arguments.restart,
+        what="evaluation",
+        finished=Path(arguments.output) / "results.json",
     )
     pending = [row for shard in shards.missing for row in shards.items_of(shard)]
     image_ids = data["image_id"]

@@ -42,7 +42,14 @@ def photos_in_memory(
         return []
     plan = {**plan, "memory": [store.fingerprint for store in stores]}
     shards = ResumableShards(
-        folder, plan, len(data), arguments.batch_size, ".json", arguments.restart, what="comparison with the memory"
+        folder,
+        plan,
+        len(data),
+        arguments.batch_size,
+        ".json",
+        arguments.restart,
+        what="comparison with the memory",
+        finished=Path(arguments.output) / "results.json",
     )
     images = data.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))["image"]
     ids, finders = data["image_id"], [OwnRows(store) for store in stores]

@@ -8,12 +8,9 @@ from typing import Any
 
 from ..metrics import metric_path
 from ..metrics.java_scorers import require_java
+from .arguments import METRICS
 
 
-METRICS = (
-    "cider", "bleu", "rouge_l", "meteor", "spice", "clip_score", "name_hallucination", "novel_object_recall",
-    "retrieval_recall",
-)  # fmt: skip
 DEFAULT_METRICS = ("cider", "bleu", "rouge_l", "name_hallucination")
 _NEED_REFERENCES = ("cider", "bleu", "rouge_l", "meteor", "spice", "name_hallucination")
 _NEED_JAVA = ("meteor", "spice")

@@ -12,11 +12,12 @@ from typing import Any
 from transformers.utils import logging
 
 from ..configuration_evcap import RETRIEVAL_RULES
+from ..pipeline_loading import number_field, retrieve_nothing
+from .arguments import ABLATIONS
 
 
 logger = logging.get_logger(__name__)
 
-ABLATIONS = ("memory", "names", "rule", "rejection", "beams")
 NUMBERS_OF_NAMES = (1, 2, 3, 5, 10, 15, 20)
 NUMBERS_OF_BEAMS = (1, 3, 5)
 WITHOUT_MEMORY = "without the memory"
@@ -50,16 +51,6 @@ class Variant:
     def folder(self) -> str:
         """`str`: Name of its folder of predictions."""
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")
-
-
-def number_field(config: Any) -> str:
-    """The config's field for how many names (EVCap) or captions (SmallCap) are retrieved."""
-    return next(field for field in ("num_retrieved_names", "num_retrieved_captions") if hasattr(config, field))
-
-
-def retrieve_nothing(config: Any) -> dict[str, int]:
-    """The config's fields with which a captioner of either family writes from the photo alone."""
-    return {number_field(config): 0}
 
 
 @contextmanager

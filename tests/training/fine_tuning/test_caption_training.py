@@ -110,7 +110,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
     ("content", "message"),
     [
         ("learning_rat: 1", r"Unknown options in .*run\.yaml: learning_rat"),
-        ("learning_rate: fast", r"`learning_rate` in .*run\.yaml must be float; got 'fast'"),
+        ("learning_rate: fast", r"`learning_rate` in .*run\.yaml: expected a number, got 'fast'"),
         ("captions_per_photo: two", r"`captions_per_photo` in .*run\.yaml must be one of .*'all'.*got 'two'"),
         ("- a", r"run\.yaml must hold `option: value` lines"),
         ("a: [", r"run\.yaml is not YAML"),
@@ -127,10 +127,10 @@ def test_bad_files_are_named(content, message, tmp_path, capsys):
 
 def test_what_is_missing_is_said(tiny_dir, tmp_path, capsys):
     words = ["train", "--model", str(tiny_dir), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
-    assert main(words) == 1 and "--dataset" in capsys.readouterr().err
+    assert main(words) == 2 and "--dataset" in capsys.readouterr().err
     assert main([*words, "--dataset", str(tmp_path / "photos.json")]) == 1
     assert "photos.json" in capsys.readouterr().err
-    assert main([*words, "--speed", "9"]) == 1 and "--speed" in capsys.readouterr().err
+    assert main([*words, "--speed", "9"]) == 2 and "--speed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "trained.safetensors"])
