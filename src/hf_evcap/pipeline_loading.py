@@ -99,8 +99,7 @@ def check_device(device: Any) -> None:
     if wanted.type in ("cpu", "meta"):
         return
     module = getattr(torch, wanted.type, None)
-    there = module is not None and hasattr(module, "is_available") and module.is_available()
-    if not there:
+    if module is None or not (hasattr(module, "is_available") and module.is_available()):
         raise ValueError(f"The device {str(device)!r} is not here: PyTorch finds no {wanted.type} device. Give cpu.")
     number = module.device_count() if hasattr(module, "device_count") else 1
     if wanted.index is not None and wanted.index >= number:

@@ -104,7 +104,7 @@ def test_a_folder_that_holds_something_is_kept(
         assert "--overwrite" in capsys.readouterr().err
         assert contents(out) == before
     (tmp_path / "file").write_text("mine")
-    assert main(commands(given, tiny_dir, tmp_path / "file")[verb]) == 1
+    assert main(commands(given, tiny_dir, tmp_path / "file")[verb]) == 2
     assert (tmp_path / "file").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     for name in ("empty", "new"):
