@@ -40,7 +40,7 @@ LANGUAGE_MODELS = {
     "qwen3": ({**SIZES, **SPREAD, "num_key_value_heads": 2, "head_dim": 8}, "bpe"),
     "gemma2": ({**SIZES, **SPREAD, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}, "sentencepiece"),
     "gemma3_text": (
-        {**SIZES, **SPREAD, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16},
+        {**SIZES, **SPREAD, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 64},
         "sentencepiece",
     ),
     "phi3": ({**SIZES, **SPREAD, "num_key_value_heads": 2}, "bpe"),

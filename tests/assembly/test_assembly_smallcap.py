@@ -106,7 +106,9 @@ def test_from_the_command_line(
     assert main([str(word) for word in command]) == 0
     out = capsys.readouterr().out
     assert "SmallCapForConditionalGeneration of " in out
-    assert f"no datastore yet: `hf-evcap datastore build CAPTIONS --model {tmp_path / 'model'} --output DATASTORE`" in out
+    assert (
+        f"no datastore yet: `hf-evcap datastore build CAPTIONS --model {tmp_path / 'model'} --output DATASTORE`" in out
+    )
     model = SmallCapForConditionalGeneration.from_pretrained(tmp_path / "model")
     assert model.dtype == torch.bfloat16
     assert (model.config.num_retrieved_captions, model.config.cross_attention_head_dim) == (2, 2)

@@ -136,6 +136,8 @@ def _check_hub(
     given, word = given or repo, word or kind
     if os.path.isfile(given):
         raise FileNotFoundError(f"{given!r} is a file; give the folder of a {word}.")
+    if given.endswith(".gguf"):
+        raise FileNotFoundError(f"There is no GGUF file {given!r}.")
     if (_ONE_WORD if one_word else _HUB_ID).fullmatch(repo) is None:
         revised = kind == "model" and "@" in given and not one_word
         hint = f"; a revision is given with --revision {given.partition('@')[2]}" if revised else ""
