@@ -157,13 +157,14 @@ def as_markdown(docstring: str, *_: object) -> str:
 
 def build_reference(output: Path) -> None:
     """The API reference."""
+    import importlib
+
     import pdoc.docstrings
     import pdoc.render
 
-    import hf_evcap
-
-    for name in hf_evcap.__all__:  # what is imported when first used
-        setattr(hf_evcap, name, getattr(hf_evcap, name))
+    for module in map(importlib.import_module, MODULES):
+        for name in getattr(module, "__all__", ()):  # of some packages imported when first used
+            setattr(module, name, getattr(module, name))
     pdoc.docstrings.convert = as_markdown
     pdoc.render.configure(docformat="google", show_source=False, footer_text="hf_evcap")
     pdoc.pdoc(*MODULES, output_directory=output)
