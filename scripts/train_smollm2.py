@@ -55,9 +55,9 @@ retrieval_options: {key_size: 512, whitening_power: 0.5, window_size: 5, ridge_p
 COMMANDS = [
     (
         "start",
-        "hf-evcap new evcap --encoder {encoder} --language-model {language_model} --config captioner.yaml "
+        "hf-evcap new evcap --encoder {encoder} --language-model {language_model} --model-config captioner.yaml "
         "--fit-vision-space scenes.parquet --prompt '' --prompt-template {template} --caption-end '<|im_end|>' "
-        "--dtype float32 --out start",
+        "--dtype float32 --output start",
     ),
     (
         "features",
@@ -66,21 +66,24 @@ COMMANDS = [
     (
         "scenes",
         "hf-evcap memory build scenes.parquet --names-from captions --model start --feature-cache features "
-        "--out scenes",
+        "--output scenes",
     ),
     (
         "objects",
-        "hf-evcap memory build object_photos --dataset --columns kind,image_id --model start --feature-cache features "
-        "--out objects",
+        "hf-evcap memory build object_photos --as-dataset --columns kind,image_id --model start "
+        "--feature-cache features --output objects",
     ),
-    ("memory", "hf-evcap memory merge scenes objects --out memory"),
+    ("memory", "hf-evcap memory merge scenes objects --output memory"),
     (
         "frozen",
         "hf-evcap train --recipe evcap-qformers --model start --memory memory {training} --output_dir frozen",
     ),
     ("lora", "hf-evcap train --recipe evcap-qformers-lora --model frozen {training} --output_dir lora"),
-    ("novel", "hf-evcap memory build novel_exemplars --dataset --columns kind,image_id --model lora --out novel"),
-    ("memory-novel", "hf-evcap memory merge memory novel --out memory-novel"),
+    (
+        "novel",
+        "hf-evcap memory build novel_exemplars --as-dataset --columns kind,image_id --model lora --output novel",
+    ),
+    ("memory-novel", "hf-evcap memory merge memory novel --output memory-novel"),
     (
         "results-frozen",
         "hf-evcap evaluate --model frozen {evaluation} --metrics cider bleu --dataset validation.parquet "

@@ -22,7 +22,10 @@ import contextlib, io
 from hf_evcap.cli.main import main
 told = io.StringIO()
 with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()) as printed:
-    code = main(argv)
+    try:
+        code = main(argv)
+    except SystemExit as error:
+        code = error.code or 0
 result = [code, printed.getvalue(), told.getvalue()[-2000:]]
 """
 
@@ -42,11 +45,27 @@ def snippets(text: str) -> list[str]:
     return [code for language, code in blocks(text) if language == "python"]
 
 
+def commands_of(code: str) -> list[str]:
+    """Commands of a shell block, each on one line, without comments."""
+    lines = re.sub(r"\\\n\s*", "", code).splitlines()
+    return [command for command in (re.sub(r"(^|\s+)# .*", "", line).strip() for line in lines) if command]
+
+
 def commands(text: str) -> list[str]:
     """Commands of a page's shell blocks, each on one line."""
-    shell = "".join(code for language, code in blocks(text) if language == "sh")
-    lines = shell.replace("\\\n", " ").splitlines()
-    return [line for line in (one.partition(" # ")[0].strip() for one in lines) if line]
+    return [command for language, code in blocks(text) if language == "sh" for command in commands_of(code)]
+
+
+def words_of(command: str) -> list[str]:
+    """Words of a command; what `accelerate launch` starts is the command itself, once its configuration is read."""
+    command = re.sub(r"\$\(hf-evcap configs ([\w./-]+)\)", lambda found: find_config(found[1]), command)
+    words = shlex.split(command)
+    if words[:2] == ["accelerate", "launch"]:
+        launched = launch_command_parser().parse_args(words[2:])
+        assert Path(launched.config_file).is_file() and launched.module
+        words = [launched.training_script, *launched.training_script_args]
+        words[0] = "hf-evcap" if words[0] == "hf_evcap.cli.main" else words[0]
+    return words
 
 
 def arguments_of(
@@ -63,15 +82,9 @@ def arguments_of(
     Raises:
         ValueError: It is another program, or a verb that there is not.
     """
-    command = re.sub(r"\$\(hf-evcap configs ([\w./-]+)\)", lambda found: find_config(found[1]), command)
-    words = shlex.split(command)
+    words = words_of(command)
     for name, value in (replaced or {}).items():
         words = [re.sub(rf"^{name}/", f"{value}/", word) for word in words]
-    if words[:2] == ["accelerate", "launch"]:
-        launched = launch_command_parser().parse_args(words[2:])
-        assert Path(launched.config_file).is_file() and launched.module
-        words = [launched.training_script, *launched.training_script_args]
-        words[0] = "hf-evcap" if words[0] == "hf_evcap.cli.main" else words[0]
     if words[0] != "hf-evcap" or words[1] not in VERBS:
         raise ValueError(f"The page has a command that the test does not know: {command}")
     return [*words[1:], *(added or {}).get(words[1], [])]

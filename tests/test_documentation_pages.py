@@ -27,7 +27,7 @@ def test_unknown_commands_are_failures(command: str) -> None:
 def test_a_page_is_read_as_its_reader_does() -> None:
     assert [language for language, _ in blocks(TEXT)] == ["sh", "python"]
     assert snippets(TEXT) == ["x\n"]
-    assert commands(TEXT) == ["hf-evcap env", "hf-evcap caption a.jpg      --model USER/b"]
+    assert commands(TEXT) == ["hf-evcap env", "hf-evcap caption a.jpg --model USER/b"]
     assert arguments_of(commands(TEXT)[1], {"USER": "alice"}) == ["caption", "a.jpg", "--model", "alice/b"]
     launch = 'accelerate launch --config_file "$(hf-evcap configs accelerate/cpu)" -m hf_evcap.cli.main train --bf16'
     assert arguments_of(launch, added={"train": ["--max_steps", "2"]}) == ["train", "--bf16", "--max_steps", "2"]

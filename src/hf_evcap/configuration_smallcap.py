@@ -115,7 +115,7 @@ class SmallCapConfig(RetrievalConfig):
         if "decoder" in kwargs or "encoder" in kwargs:
             raise ValueError(
                 "This is a config of the released SmallCap (`encoder`, `decoder`), not of this package. Convert the "
-                "model once: `hf-evcap convert smallcap FOLDER-OR-REPO --out DIR`."
+                "model once: `hf-evcap convert smallcap FOLDER-OR-REPO --output DIR`."
             )
         self.vision_config = resolve_config(self.vision_config, {"model_type": "clip_vision_model"}, "vision_config")
         self.text_config = resolve_config(self.text_config, {"model_type": "gpt2"}, "text_config")

@@ -284,7 +284,7 @@ class ModelRepoMixin(PushToHubMixin):
         except ValueError:
             logger.warning_once(
                 "The encoder was trained, so the memory's keys no longer fit and it is saved without a memory. Build "
-                "one with the trained model: `hf-evcap memory build SOURCE --model DIR --out MEMORY`."
+                "one with the trained model: `hf-evcap memory build SOURCE --model DIR --output MEMORY`."
             )
             return None
         return memory

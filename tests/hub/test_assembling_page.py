@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from documentation_pages import RUN, arguments_of, blocks, commands, read_page
+from documentation_pages import RUN, arguments_of, blocks, commands_of, read_page
 from hub_client import Client
 from hub_server import HubServer
 from safetensors import safe_open
@@ -47,7 +47,7 @@ def test_every_command_and_snippet_runs(folder: Path, client: Client, hub: HubSe
         if language == "python":
             assert client(RUN_SNIPPET, code=code.replace("USER/", "alice/"))
             continue
-        for command in commands(f"```sh\n{code}```\n"):
+        for command in commands_of(code):
             if not (without_gguf and ".gguf" in command):
                 status, _, told = client(RUN, argv=arguments_of(command, USER))
                 assert status == 0, f"{command}\n{told}"

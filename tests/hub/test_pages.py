@@ -14,20 +14,16 @@ import numpy as np
 import pytest
 import tiny_smallcap
 from caption_files import karpathy_image, write_karpathy
+from documentation_pages import ROOT, commands_of
 from hub_client import Client
 from hub_server import HubServer
 from huggingface_hub import ModelCard
-from pages import ROOT, Reader, blocks_of, commands_of, same_text, same_value, shown_values
+from page_reader import Reader, blocks_of, same_text, same_value, shown_values
+from public_parts import serve, write_parts
 from tiny_models import PHOTOS, REFERENCE
 
 import hf_evcap
 from hf_evcap import VisualNameMemory
-
-
-try:
-    from public_parts import serve, write_parts
-except ImportError:
-    from test_reproduce_page import serve, write_parts
 
 
 CAPTIONS = {
@@ -54,8 +50,8 @@ SHORT = [
     "true",
 ]
 SWAPPED = {  # the checkpoint is a tiny one in the release's format
-    "--config evcap-vicuna-13b --fusion-init random:0": "--config reference.json --llm-tokenizer tokenizer.model "
-    "--name-tokenizer bert_vocab.txt",
+    "--model-config evcap-vicuna-13b --fusion-init random:0": "--model-config reference.json "
+    "--llm-tokenizer tokenizer.model --name-tokenizer bert_vocab.txt",
 }
 
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -34,20 +35,25 @@ def number(text: str) -> float:
     return float(_number(text, float))
 
 
+def _at_least(low: float, found: Any, text: str) -> Any:
+    if found < low:
+        raise argparse.ArgumentTypeError(f"must be at least {low}, got {text}")
+    return found
+
+
 def positive_int(text: str) -> int:
     """A number of things: 1 or more."""
-    found = whole_number(text)
-    if found < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return found
+    return _at_least(1, whole_number(text), text)
 
 
 def count(text: str) -> int:
     """A number of things that may be none: 0 or more."""
-    found = whole_number(text)
-    if found < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
-    return found
+    return _at_least(0, whole_number(text), text)
+
+
+def not_negative(text: str) -> float:
+    """A number of 0 or more."""
+    return _at_least(0, number(text), text)
 
 
 def above_zero(text: str) -> float:
@@ -55,14 +61,6 @@ def above_zero(text: str) -> float:
     found = number(text)
     if found <= 0:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return found
-
-
-def not_negative(text: str) -> float:
-    """A number of 0 or more."""
-    found = number(text)
-    if found < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
     return found
 
 

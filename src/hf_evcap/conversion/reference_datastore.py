@@ -25,7 +25,7 @@ def load_smallcap_datastore(
 
     The released files hold 565,497 captions of COCO under keys of CLIP RN50x64 (1,024 numbers). Which photos the
     captions are of is not in them. Queries must be of the same CLIP ([`OpenClipEncoder`]); or encode the captions
-    anew with another: `hf-evcap datastore build FOLDER --clip openai/clip-vit-base-patch32 --out NEW`.
+    anew with another: `hf-evcap datastore build FOLDER --clip openai/clip-vit-base-patch32 --output NEW`.
 
     Args:
         index_path (`str` or `os.PathLike`): The index, of any kind that can give back its vectors unchanged (flat).

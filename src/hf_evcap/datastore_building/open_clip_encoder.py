@@ -56,7 +56,7 @@ class OpenClipEncoder(ClipEncoder):
             raise ImportError(
                 f"The encoder {source} needs open_clip: `pip install 'hf_evcap[open_clip]'` ({error}). Or encode the "
                 "captions anew with a CLIP of transformers: `hf-evcap datastore build DATASTORE --clip "
-                "openai/clip-vit-base-patch32 --out NEW`."
+                "openai/clip-vit-base-patch32 --output NEW`."
             ) from error
         try:
             model, transform = open_clip.create_model_from_pretrained(

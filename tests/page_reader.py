@@ -13,7 +13,6 @@ import importlib.util
 import io
 import math
 import re
-import shlex
 import subprocess
 import sys
 import tokenize
@@ -22,14 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate.commands.launch import launch_command_parser
+from documentation_pages import ROOT, RUN, commands_of, words_of
 from hub_client import Client
 
 from hf_evcap.cli.main import VERBS
-from hf_evcap.hub.ready_configs import find_config
 
 
-ROOT = Path(__file__).parents[1]
 _NUMBER = r"-?\d+(?:,\d{3})*(?:\.\d+)?"
 _RUN_PYTHON = """
 import ast, contextlib, io, sys, types
@@ -42,17 +39,6 @@ with contextlib.redirect_stdout(printed):
         else:
             exec(compile(ast.Module([node], []), "<page>", "exec"), names)
 result = [values, printed.getvalue()]
-"""
-_RUN_COMMAND = """
-import contextlib, io
-from hf_evcap.cli.main import main
-told = io.StringIO()
-with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()) as printed:
-    try:
-        code = main(argv)
-    except SystemExit as error:
-        code = error.code
-result = [code, printed.getvalue(), told.getvalue()[-3000:]]
 """
 
 
@@ -76,12 +62,6 @@ def blocks_of(text: str) -> list[Block]:
         else:
             found.append(Block(language, code, text[: match.start()].count("\n") + 2))
     return found
-
-
-def commands_of(code: str) -> list[str]:
-    """Commands of a shell block, each on one line, without comments."""
-    lines = re.sub(r"\\\n\s*", "", code).splitlines()
-    return [command for command in (re.sub(r"(^|\s{2,})#.*", "", line).strip() for line in lines) if command]
 
 
 def shown_values(code: str) -> dict[int, Any]:
@@ -210,7 +190,6 @@ class Reader:
         """
         for words, others in self.swapped.items():
             command = command.replace(words, others)
-        command = re.sub(r"\$\(hf-evcap configs ([\w./-]+)\)", lambda found: find_config(found[1]), command)
         command = re.sub(r"\$(\w+)", lambda found: self.variables[found[1]], command)
         assigned = re.fullmatch(r"""(\w+)="\$\(python -c '(.+)'\)\"""", command)
         if assigned:
@@ -218,18 +197,14 @@ class Reader:
                 [sys.executable, "-c", assigned[2]], text=True
             ).strip()
             return ""
-        words = shlex.split(command)
-        if not words[0].startswith("hf-evcap") and words[:2] != ["accelerate", "launch"]:
+        words = words_of(command)
+        if words[0] != "hf-evcap":
             check_other(words, place)
             return ""
-        if words[0] == "accelerate":
-            launched = launch_command_parser().parse_args(words[2:])
-            assert Path(launched.config_file).is_file() and launched.training_script == "hf_evcap.cli.main", place
-            words = ["hf-evcap", *launched.training_script_args]
         if words[1] not in VERBS:
             raise ValueError(f"{place}: hf-evcap has no verb {words[1]!r}.")
-        code, out, told = self.client(_RUN_COMMAND, argv=[*words[1:], *self.added.get(words[1], ())])
-        assert code in (0, None), f"{place}: {command}\n{told}"
+        code, out, told = self.client(RUN, argv=[*words[1:], *self.added.get(words[1], ())])
+        assert code == 0, f"{place}: {command}\n{told}"
         return out
 
 
