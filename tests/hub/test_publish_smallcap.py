@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hub_client import ClientError
 from test_publish import PIPELINE, WITHOUT_PACKAGE, expected_caption, run_program
+from tiny_smallcap import make_model, make_processor
 
 from hf_evcap import CaptionDatastore
 
@@ -34,10 +35,22 @@ def datastore_dir(tmp_path: Path) -> Path:
     return tmp_path / "datastore"
 
 
+@pytest.mark.parametrize("decoder", ["gpt2", "llama"])
 def test_command_line_pushes_a_whole_repo_that_needs_no_package(
-    hub: Any, client: Any, environment_of: Callable[..., dict[str, str]], smallcap_dir: Path, photo_paths: list[str]
+    decoder: str,
+    hub: Any,
+    client: Any,
+    environment_of: Callable[..., dict[str, str]],
+    smallcap_dir: Path,
+    photo_paths: list[str],
+    tmp_path: Path,
 ) -> None:
-    repo, expected = "alice/smallcap", expected_caption(client, smallcap_dir, photo_paths[1])
+    if decoder != "gpt2":
+        make_model(decoder).save_pretrained(tmp_path)
+        make_processor().save_pretrained(tmp_path)
+        smallcap_dir = tmp_path
+    repo = f"alice/smallcap-{decoder}"
+    expected = expected_caption(client, smallcap_dir, photo_paths[1])
     assert expected[0]["generated_text"] and len(expected[0]["retrieved_captions"]) == 4
     client(
         """
@@ -58,7 +71,7 @@ def test_command_line_pushes_a_whole_repo_that_needs_no_package(
             assert str(smallcap_dir).encode() not in content, name
     caption, module, _ = run_program(WITHOUT_PACKAGE + PIPELINE, repo, photo_paths[1], environment=environment_of())
     assert caption == expected
-    assert module.startswith("transformers_modules.alice.smallcap.")
+    assert module.startswith("transformers_modules.alice.smallcap")
     assert expected_caption(client, Path(repo), photo_paths[1]) == expected  # no flag where the package is
 
 
