@@ -90,13 +90,29 @@ class GrowingNumbers:
 
     Args:
         values (`np.ndarray` of shape `(length,)`): The first numbers; copied.
+        expected (`int`, *optional*): Room for so many and a quarter more; for the first ones when absent.
     """
 
-    def __init__(self, values: np.ndarray) -> None:
-        self._room = np.empty(len(values) + len(values) // 4 + 64, dtype=np.int64)
+    def __init__(self, values: np.ndarray, expected: int | None = None) -> None:
+        length = len(values) if expected is None else expected
+        self._room = np.empty(length + length // 4 + 64, dtype=np.int64)
         self._room[: len(values)] = values
         self._used = len(values)
         self._lock = threading.Lock()
+
+    def taken(self, places: np.ndarray) -> GrowingNumbers:
+        """
+        The numbers in these places, ascending.
+
+        Raises:
+            IndexError: There is no such place.
+        """
+        if len(places) and not 0 <= places[0] <= places[-1] < self._used:
+            raise IndexError(f"There are {self._used} numbers, no places from {places[0]} to {places[-1]}.")
+        found = GrowingNumbers(self._room[:0], len(places))
+        np.take(self._room, places, out=found._room[: len(places)], mode="clip")  # straight to where they stay
+        found._used = len(places)
+        return found
 
     def first(self, length: int) -> np.ndarray:
         """The first `length` numbers."""
@@ -272,8 +288,7 @@ class KeyRows:
     def select(self, rows: np.ndarray) -> KeyRows:
         """Gives some of the rows, in ascending order."""
         rows = np.asarray(rows, dtype=np.int64)
-        slots = self.slots
-        return KeyRows(self.buffer, len(rows), rows if slots is None else slots[rows])
+        return KeyRows(self.buffer, len(rows), rows if self._slots is None else self._slots.taken(rows))
 
     def keep(self, rows: np.ndarray) -> KeyRows:
         """Gives some of the rows, in ascending order; keys move where most of the buffer would lie idle otherwise."""
