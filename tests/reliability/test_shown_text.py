@@ -55,6 +55,17 @@ def test_the_terminal(stores: Any, capsys: Any) -> None:
     assert not CONTROLS.search(told.out + told.err) and "such" in told.err
 
 
+def test_what_is_logged(tmp_path: Path, caplog: Any) -> None:
+    """A warning names a file, whose folder somebody else named."""
+    keys = np.random.default_rng(0).normal(size=(90, 16)).astype(np.float32)
+    folder = tmp_path / "m\x1b[31m"
+    VisualNameMemory.from_rows(["sea"] * 90, keys, index_factory="IVF2,SQ8").save_pretrained(folder)
+    (folder / "index.faiss").unlink()
+    assert main(["memory", "search", str(folder), "--name", "sea"]) == 0
+    assert "m\\u001b[31m" in caplog.text and "index will be rebuilt" in caplog.text
+    assert not CONTROLS.search(caplog.text)
+
+
 def test_a_report(tmp_path: Path, capsys: Any) -> None:
     """`info --report` lists names."""
     keys = np.random.default_rng(0).normal(size=(len(HOSTILE), 16)).astype(np.float32)

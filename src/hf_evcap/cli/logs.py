@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
+
+from ..shown_text import shown
 
 
 QUIET, USUAL, VERBOSE = "quiet", "usual", "verbose"
@@ -47,9 +51,25 @@ def settle(hushed: bool = False) -> None:
         switch[0 if bars else 1]()
 
 
+class _ShownRecord(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802 - the name is logging's
+        return shown(super().getMessage())
+
+
+@contextlib.contextmanager
+def written_out() -> Iterator[None]:
+    """What any library logs meanwhile has its control characters written out: it names names, files and ids."""
+    earlier = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(_ShownRecord)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(earlier)
+
+
 def bars_shown() -> bool:
     """Whether a verb shows a progress bar of its own, on a terminal."""
     return _chosen != QUIET
 
 
-__all__ = ["QUIET", "USUAL", "VERBOSE", "bars_shown", "choose", "settle"]
+__all__ = ["QUIET", "USUAL", "VERBOSE", "bars_shown", "choose", "settle", "written_out"]

@@ -108,7 +108,7 @@ def _run(words: list[str], debug: bool) -> int:
     verb = arguments.verb or "completion"
     module = importlib.import_module(f".{VERBS[verb][0] if arguments.verb else verb}", __package__)
     try:
-        with contextlib.redirect_stdout(cast(TextIO, ShownStream(sys.stdout))):
+        with contextlib.redirect_stdout(cast(TextIO, ShownStream(sys.stdout))), logs.written_out():
             return module.main(arguments.arguments if arguments.verb else [arguments.print_completion])
     except BrokenPipeError:  # `hf-evcap ... | head`; nothing more can be printed, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
